@@ -1,0 +1,347 @@
+"""The values of the pure core: what is replicated (State), what changes it (commands), what it asks for (intents).
+
+Standard library only; every value is frozen. Times are Unix milliseconds by the conductor's clock and
+arrive inside commands: the core has no clock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# --- what a run is -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientPlace:
+    """A client and where it lives."""
+
+    client: str  # "client_3"
+    cluster: str
+    route: str  # direct | invoker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Everything the core must know of a run; fixed when the run is submitted."""
+
+    run: str
+    digest: str  # of the whole experiment's config: a resumed run must be the same experiment
+    seed: int
+    clients: tuple[ClientPlace, ...]
+    server_cluster: str
+    clients_per_round: int
+    rounds_max: int
+    target_accuracy: float | None  # 0..1; the run ends when a round reaches it
+    min_updates: int  # a round with fewer fails the run
+    attempts_max: int  # invocations per client and round, and per server task
+    client_timeout_ms: int  # one attempt of one client, from its invocation
+    server_timeout_ms: int  # one attempt of fl_server_init or fl_server_aggregator
+    round_timeout_ms: int  # of the training phase; 0: no limit but the attempts' own
+    retry_backoff_ms: int  # before the second attempt; doubles with each further one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """Points at an object in the weights store; tensors themselves never come here."""
+
+    name: str
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """A client's stored update, counted in its round."""
+
+    key: str
+    client: str
+    ref: ObjectRef
+    samples: int
+    loss: float | None
+    accuracy: float | None
+
+
+class Phase(StrEnum):
+    """Where a run stands."""
+
+    INITIALISING = "initialising"
+    TRAINING = "training"
+    AGGREGATING = "aggregating"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Kind(StrEnum):
+    """What an effect is for."""
+
+    INIT = "init"
+    TRAIN = "train"
+    AGGREGATE = "aggregate"
+
+
+class AttemptStatus(StrEnum):
+    """How an attempt stands."""
+
+    PENDING = "pending"  # not to be sent before `not_before_ms`
+    SENDING = "sending"  # the intent is out; whether the platform has it is not known yet
+    RUNNING = "running"  # the platform gave an activation ID
+    OK = "ok"
+    FAILED = "failed"
+    SILENT = "silent"  # its time was up
+    ABANDONED = "abandoned"  # the round, or the run, went on without it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One invocation of one function for one purpose; `key` names it everywhere."""
+
+    key: str  # "mnist-1/r3/client_7/a0", "mnist-1/init/a0", "mnist-1/r3/aggregate/s0/a0"
+    kind: Kind
+    run: str
+    round: int  # 0 for init
+    client: str  # empty for server tasks
+    number: int  # 0 is the first attempt
+    cluster: str
+    status: AttemptStatus
+    not_before_ms: int
+    issued_ms: int  # when the intent was issued; 0 while pending
+    deadline_ms: int  # 0 while pending
+    sent_ms: int = 0  # when the platform took it
+    ended_ms: int = 0
+    activation_id: str = ""
+    reason: str = ""  # why it failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """A committed round: what is kept of it for good."""
+
+    round: int
+    weights: ObjectRef
+    loss: float | None
+    accuracy: float | None
+    clients: tuple[str, ...]  # chosen
+    updates: tuple[str, ...]  # keys averaged, by client
+    samples: int
+    failures: int  # attempts that failed or stayed silent
+    gave_up: int  # clients without an update
+    update_bytes: int
+    train_loss: float | None  # mean over updates, weighted by samples
+    started_ms: int
+    invoked_ms: int  # when the last first attempt had been taken by its platform
+    trained_ms: int  # when the last update was counted
+    aggregated_ms: int
+    aggregate_s: float  # as the aggregator measured them
+    evaluate_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run. Weights pointer, outbox and history: all that a new conductor needs."""
+
+    spec: RunSpec
+    phase: Phase
+    round: int  # 0 while initialising
+    weights: ObjectRef | None  # of round - 1
+    samples: Mapping[str, int] = field(default_factory=dict)  # rows dealt to each client
+    chosen: tuple[str, ...] = ()
+    outbox: Mapping[str, Attempt] = field(default_factory=dict)  # unanswered, by key
+    ended: tuple[Attempt, ...] = ()  # of this round and the one before, for the reports
+    updates: Mapping[str, Update] = field(default_factory=dict)  # counted in this round, by client
+    gave_up: Mapping[str, str] = field(default_factory=dict)  # client -> last reason, this round
+    history: tuple[RoundRecord, ...] = ()
+    submitted_ms: int = 0
+    round_started_ms: int = 0
+    invoked_ms: int = 0
+    trained_ms: int = 0
+    ended_ms: int = 0
+    reason: str = ""  # why it failed or was stopped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Everything that is replicated."""
+
+    now_ms: int = 0  # running maximum of the commands' times
+    epoch: int = 0
+    conductor: str = ""
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    kv: Mapping[str, str] = field(default_factory=dict)  # the users' dictionary
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimConductor:
+    """Become the one that acts, by compare-and-set on the epoch."""
+
+    keeper: str
+    expected_epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitRun:
+    """Start a run; again with the same run and digest is harmless."""
+
+    spec: RunSpec
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRun:
+    """End a run before its end."""
+
+    run: str
+    reason: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetRun:
+    """Drop a run that has ended."""
+
+    run: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvocationSent:
+    """The platform has taken it."""
+
+    key: str
+    activation_id: str
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvocationFailed:
+    """An attempt came to nothing. Counts once, while `key` is in the outbox."""
+
+    key: str
+    reason: str
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsInitialised:
+    """fl_server_init has stored the initial weights and the data assignment."""
+
+    key: str
+    weights: ObjectRef
+    samples: Mapping[str, int]
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStored:
+    """A client's update is in the store, under `key`. Counts once, while `key` is in the outbox."""
+
+    key: str
+    ref: ObjectRef
+    samples: int  # rows trained on, > 0
+    loss: float | None
+    accuracy: float | None
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAggregated:
+    """The new weights are stored and evaluated. Compare-and-set on `base`, names exactly what it averaged."""
+
+    key: str
+    base: ObjectRef
+    weights: ObjectRef
+    updates: tuple[str, ...]  # keys
+    loss: float | None
+    accuracy: float | None
+    aggregate_s: float
+    evaluate_s: float
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesRefused:
+    """The aggregator would not average these: each counts as a failed attempt of its client."""
+
+    key: str
+    refused: Mapping[str, str]  # update key -> reason
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time passes: deadlines fall due, pending attempts are released."""
+
+    epoch: int
+    at_ms: int
+
+
+Command = (
+    ClaimConductor
+    | SubmitRun
+    | StopRun
+    | ForgetRun
+    | InvocationSent
+    | InvocationFailed
+    | WeightsInitialised
+    | UpdateStored
+    | RoundAggregated
+    | UpdatesRefused
+    | Tick
+)
+
+# --- intents -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invoke:
+    """Invoke the function for this attempt; it is in the outbox of its run under `key`."""
+
+    run: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """Weights and updates of rounds below `before_round` are no longer needed by the core."""
+
+    run: str
+    before_round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundCommitted:
+    """For the reports: a round is done."""
+
+    run: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """For the reports: the run has ended, see its phase."""
+
+    run: str
+
+
+Intent = Invoke | Prune | RoundCommitted | RunEnded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What `apply` returns. `rejected` says why a command changed nothing; empty if it did its work."""
+
+    state: State
+    intents: tuple[Intent, ...] = ()
+    rejected: str = ""

@@ -1,0 +1,172 @@
+"""Every error FedKeeper raises on purpose.
+
+FedKeeperError
++ ConfigError                  the experiment's file is wrong (exit 2)
++ ProviderError                a FaaS platform
+  + ProviderUnavailable        nothing was sent: no connection
+  + InvocationUnknown          sent, no answer: it may have happened (definite = False)
+  + RequestRefused             the platform answered "no"
+    + AuthenticationRefused    401 or 403
+    + FunctionMissing          404
+    + Throttled                429; `retry_after_s` says when to come back
+  + DeploymentFailed           the platform took the package and could not make it run
++ StoreError                   the weights store
+  + StoreUnavailable           no connection, or no primary
+  + StoreRefused               wrong credentials or missing rights
+  + ObjectMissing              no object of that name
+  + ObjectDamaged              bytes and sha256 (or shapes) do not agree
++ TaskError                    a function was given something it cannot work with
+  + UpdateRefused              NaN, infinite, wrong shape, wrong dtype: never averaged
++ JournalError                 the keeper's own log on disk
+  + JournalDamaged             a record that is not the last one does not check
+  + JournalFull                no space, or not writable
++ ServiceError                 an embedded service (mongod, fabric) did not start
+  + PortTaken                  the configured port is in use
++ RunError                     the run ended without reaching its end
+  + RunFailed                  too few updates, too many failures
+  + RunChanged                 an unfinished run of this name has another config
++ Interrupted                  Ctrl-C; the run can be resumed (exit 130)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FedKeeperError(Exception):
+    """Base of all.
+
+    `definite` is False when the act may have happened all the same; `hint` says what to try.
+    """
+
+    exit_code: ClassVar[int] = 1
+    definite: ClassVar[bool] = True
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        super().__init__(problem)
+        self.hint = hint
+
+
+class ConfigError(FedKeeperError):
+    """The experiment's file is missing, unreadable or wrong."""
+
+    exit_code = 2
+
+
+class ProviderError(FedKeeperError):
+    """A FaaS platform: names the cluster, the function and the problem."""
+
+    def __init__(
+        self, cluster: str, function: str, problem: str, *, status: int | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(f"{cluster}: function {function!r}: {problem}", hint=hint)
+        self.cluster = cluster
+        self.function = function
+        self.problem = problem
+        self.status = status  # HTTP status, where there was one
+
+
+class ProviderUnavailable(ProviderError):
+    """Nothing was sent: no connection to the platform."""
+
+
+class InvocationUnknown(ProviderError):
+    """The request went out and no usable answer came: the function may be running."""
+
+    definite = False
+
+
+class RequestRefused(ProviderError):
+    """The platform answered that it will not do it."""
+
+
+class AuthenticationRefused(RequestRefused):
+    """Wrong credentials (401), or no right to do this (403)."""
+
+
+class FunctionMissing(RequestRefused):
+    """No such function on the platform (404)."""
+
+
+class Throttled(RequestRefused):
+    """Too many requests (429). `retry_after_s`: seconds until the platform will take more."""
+
+    def __init__(
+        self, cluster: str, function: str, problem: str, *, retry_after_s: float, hint: str = ""
+    ) -> None:
+        super().__init__(cluster, function, problem, status=429, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class DeploymentFailed(ProviderError):
+    """The platform took the package and could not make it run."""
+
+
+class StoreError(FedKeeperError):
+    """The weights store."""
+
+
+class StoreUnavailable(StoreError):
+    """No connection, or no primary, within the configured wait."""
+
+    definite = False
+
+
+class StoreRefused(StoreError):
+    """Wrong credentials, or missing rights."""
+
+
+class ObjectMissing(StoreError):
+    """No object of that name in the store."""
+
+
+class ObjectDamaged(StoreError):
+    """Bytes and sha256, or manifest and tensors, do not agree."""
+
+
+class TaskError(FedKeeperError):
+    """A function was given something it cannot work with."""
+
+
+class UpdateRefused(TaskError):
+    """An update that must never be averaged: NaN, infinite, wrong shape, dtype or size."""
+
+
+class JournalError(FedKeeperError):
+    """The keeper's own log on disk."""
+
+
+class JournalDamaged(JournalError):
+    """A record that is not the last one does not check."""
+
+
+class JournalFull(JournalError):
+    """The journal cannot be written: no space, or no permission."""
+
+
+class ServiceError(FedKeeperError):
+    """An embedded service (mongod, fabric) did not start or did not stay up."""
+
+
+class PortTaken(ServiceError):
+    """The configured port is in use by another program."""
+
+
+class RunError(FedKeeperError):
+    """The run ended without reaching its end."""
+
+
+class RunFailed(RunError):
+    """Too few updates, or an aggregation that kept failing."""
+
+
+class RunChanged(RunError):
+    """An unfinished run of this name was started with another config."""
+
+    exit_code = 2
+
+
+class Interrupted(FedKeeperError):
+    """Stopped by the user; the same command resumes."""
+
+    exit_code = 130

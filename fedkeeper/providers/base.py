@@ -1,0 +1,110 @@
+"""One protocol for every FaaS platform."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import SecretStr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A function, ready to be deployed: what the platform gets is `archive`, byte for byte."""
+
+    function: str  # name on the platform as FedKeeper says it, e.g. "client_3"
+    source: str  # folder under functions/, e.g. "fl_client"
+    archive: bytes  # zip; the same inputs give the same bytes
+    digest: str  # sha256 over archive, limits, runtime and environment (hashed); changes when any does
+    entry: str = "main"
+    runtime: str = ""  # platform's runtime name; empty: the provider's default
+    image: str = ""  # OpenWhisk: custom docker image
+    memory_mb: int = 256
+    timeout_s: float = 60.0
+    concurrency: int = 1
+    environment: Mapping[str, SecretStr] = field(default_factory=dict)  # seen by the function only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A function as the platform lists it."""
+
+    function: str
+    state: str  # active | deploying | failed
+    version: str
+    digest: str  # of the package it was made from; empty if FedKeeper did not deploy it
+    url: str  # where it is invoked, without credentials
+    updated_ms: int
+    message: str = ""  # why it failed
+    details: Mapping[str, Any] = field(default_factory=dict)  # the platform's own metadata, no secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """What the platform says of one activation that has ended."""
+
+    activation_id: str
+    function: str
+    ok: bool
+    status: str  # the platform's word, e.g. "application error"
+    reason: str  # why it failed; empty if ok
+    result: Mapping[str, Any]
+    start_ms: int  # Unix ms
+    end_ms: int
+    billed_ms: int
+    memory_mb: int
+    cold: bool | None = None  # None: the platform does not say
+    logs: tuple[str, ...] = ()
+
+
+class Provider(Protocol):
+    """One cluster of one platform. Nothing here is retried: whether to send again is the core's to say.
+
+    Names go in and come out as FedKeeper says them ("client_3"); what a platform's naming rules ask for is
+    the provider's own business. Errors are those of `fedkeeper.errors`: ProviderUnavailable (not sent),
+    InvocationUnknown (sent, no answer), RequestRefused and its kinds (the platform said no).
+    """
+
+    cluster: str
+    platform: str  # "openwhisk" | "google"
+
+    async def check(self) -> None:
+        """Return if the platform answers and takes the credentials."""
+        ...
+
+    async def deploy(self, package: Package) -> Deployed:
+        """Create the function, or update it in place; returns when it can be invoked."""
+        ...
+
+    async def remove(self, function: str) -> bool:
+        """Remove it; False if there was none."""
+        ...
+
+    async def list(self) -> tuple[Deployed, ...]:
+        """Every function in the namespace or project, FedKeeper's or not."""
+        ...
+
+    async def invoke(self, function: str, payload: Mapping[str, Any], *, key: str, timeout_s: float) -> str:
+        """Start an activation and return its ID as soon as the platform has taken it; do not wait for its end.
+
+        `timeout_s` bounds the activation where the platform ties it to the HTTP call (Cloud Functions);
+        there the activation ID is chosen here, from `key`, and sent along.
+        """
+        ...
+
+    async def ended(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        """Those of `activation_ids`, all started at or after `since_ms`, that are known to have ended.
+
+        In as few requests as the platform allows (OpenWhisk: pages of the activation list), without logs.
+        Not being in the answer means running, or not known yet: never that it failed.
+        """
+        ...
+
+    async def activation(self, activation_id: str) -> Activation | None:
+        """One activation with its logs; None while it runs or where the platform keeps none."""
+        ...
+
+    async def close(self) -> None:
+        """Give the connections back; activations go on."""
+        ...

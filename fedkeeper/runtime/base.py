@@ -1,0 +1,41 @@
+"""What a function needs of the store. The functions' side is synchronous: one activation, one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkeeper.runtime.wire import Outcome, Ref
+
+Tensors = Mapping[str, NDArray[np.generic]]  # in the order in which they are stored
+
+
+class ObjectStore(Protocol):
+    """Tensors by name, claims and outcomes by key. `runtime.store.MongoObjects` is the real one.
+
+    Everything written is durable (majority, journalled) when the call returns. A store that is away is
+    waited for within the limit it was opened with, then StoreUnavailable.
+    """
+
+    def put(self, name: str, tensors: Tensors, *, run: str, round_no: int) -> Ref:
+        """Store `tensors` under `name`; the same name again replaces it. Blobs first, name last."""
+        ...
+
+    def get(self, name: str, *, sha256: str = "") -> dict[str, NDArray[np.generic]]:
+        """The tensors under `name`. ObjectMissing; ObjectDamaged if bytes and sha256 differ."""
+        ...
+
+    def claim(self, key: str, *, run: str, activation_id: str) -> bool:
+        """True for the first to claim `key`, and for the same activation again; else False."""
+        ...
+
+    def publish(self, outcome: Outcome) -> bool:
+        """Record what became of a key. The first outcome of a key stands: False if there was one."""
+        ...
+
+    def close(self) -> None:
+        """Give the connections back."""
+        ...

@@ -1,0 +1,261 @@
+"""What keepers, functions and store tell each other: tasks, results, outcomes.
+
+Ships inside every function's zip, so it needs the standard library and msgspec only. Every value is
+a frozen dataclass; `encode` makes plain JSON of it and `decode` checks types and unknown versions.
+Objects in the store are named by `weights_name`, `assignment_name`, or by the key of the effect.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from fedkeeper.errors import TaskError
+
+WIRE_VERSION = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """Points at an object in the store, and says what bytes must be found there."""
+
+    name: str
+    sha256: str  # of the safetensors bytes, hex
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where one array comes from: `https://`, `http://`, `file:///` or `module:function`.
+
+    The format is told by the name: .npz (then `array` names the member), .npy, idx (.gz). Never a pickle.
+    """
+
+    url: str
+    array: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """The four arrays of an experiment; images are scaled to 0..1 by the functions if they are uint8."""
+
+    train_images: Source
+    train_labels: Source
+    test_images: Source
+    test_labels: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """`cnn`, `mnistnn` (the ancestor's two models), or `module:function` that returns a Keras model."""
+
+    name: str
+    input_shape: tuple[int, ...]  # without the batch axis, e.g. (28, 28, 1)
+    hidden_size: int = 500
+    output_size: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """One client's local work in a round."""
+
+    optimizer: str  # adam | nadam | sgd
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    proximal_mu: float = 0.0  # FedProx, Li et al., arXiv:1812.06127, eq. 2; 0 is FedAvg
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionSpec:
+    """How the training rows are dealt to the clients."""
+
+    scheme: str  # iid | shards | dirichlet
+    shards_per_client: int = 2  # McMahan et al., arXiv:1602.05629, section 3
+    alpha: float = 0.5  # Dirichlet concentration, Hsu et al., arXiv:1909.06335
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitTask:
+    """Write the initial weights (round 0) and every client's data assignment."""
+
+    key: str
+    run: str
+    clients: tuple[str, ...]
+    model: ModelSpec
+    data: DataSpec
+    partition: PartitionSpec
+    seed: int
+    max_model_bytes: int
+    wire: int = WIRE_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTask:
+    """Train `weights` on the rows of `client`; store the update under `key`."""
+
+    key: str
+    run: str
+    round: int  # counts from 1; trains on the weights of round - 1
+    client: str
+    weights: Ref
+    model: ModelSpec
+    data: DataSpec
+    training: TrainingSpec
+    seed: int
+    max_model_bytes: int
+    wire: int = WIRE_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardTask:
+    """For `fl_invoker_weights_update`: post `train` to a client that holds no credentials."""
+
+    train: TrainTask
+    cluster: str  # names the entry in the function's environment that holds address and credentials
+    function: str
+    timeout_s: float
+    wire: int = WIRE_VERSION
+
+    @property
+    def key(self) -> str:
+        """The key of the training it forwards."""
+        return self.train.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRef:
+    """A stored update and its weight in the average."""
+
+    client: str
+    update: Ref
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateTask:
+    """Average `updates`, in the order given, into the weights of `round`; evaluate them."""
+
+    key: str
+    run: str
+    round: int
+    base: Ref  # weights of round - 1: what names, shapes and dtypes the updates must have
+    updates: tuple[UpdateRef, ...]
+    model: ModelSpec
+    data: DataSpec
+    max_model_bytes: int
+    wire: int = WIRE_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitResult:
+    """Answer to InitTask."""
+
+    weights: Ref
+    samples: dict[str, int]  # rows dealt to each client, > 0
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """Answer to TrainTask. A loss that is not finite travels as None."""
+
+    update: Ref
+    samples: int
+    loss: float | None
+    accuracy: float | None
+    seconds: dict[str, float]  # load, train, store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An update the aggregator would not average."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateResult:
+    """Answer to AggregateTask. With `refused`, nothing was averaged and `weights` is None."""
+
+    weights: Ref | None
+    loss: float | None
+    accuracy: float | None
+    refused: tuple[Refused, ...]
+    seconds: dict[str, float]  # aggregate, evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who works on a key. The first to claim it may; every other invocation of that key stands back."""
+
+    key: str
+    activation_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a key: written once, by the function, when all else that it wrote is durable."""
+
+    key: str
+    run: str
+    ok: bool
+    result: dict[str, Any]  # an encoded ...Result if ok, else empty
+    reason: str  # empty if ok
+    activation_id: str
+    at_ms: int
+
+
+def encode(value: object) -> dict[str, Any]:
+    """Plain JSON types of a dataclass from this module. Raises TaskError for a NaN or infinity."""
+    plain = msgspec.to_builtins(value)
+    _refuse_nan(plain, type(value).__name__)
+    if not isinstance(plain, dict):
+        raise TaskError(f"{type(value).__name__} is not a message")
+    return plain
+
+
+def decode(kind: type[T], plain: object) -> T:
+    """The dataclass `kind` from plain JSON types. Raises TaskError that names the faulty field."""
+    if isinstance(plain, dict) and plain.get("wire", WIRE_VERSION) != WIRE_VERSION:
+        raise TaskError(
+            f"{kind.__name__} has wire version {plain['wire']!r}, this function speaks {WIRE_VERSION}",
+            hint="deploy the functions again: python deploy.py -a -d",
+        )
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as exc:
+        raise TaskError(f"{kind.__name__}: {exc}") from exc
+
+
+def weights_name(run: str, round_no: int) -> str:
+    """Name of the global weights after `round_no`; 0 are the initial ones."""
+    return f"{run}/w{round_no}"
+
+
+def assignment_name(run: str, client: str) -> str:
+    """Name of the object that holds the row indices of `client`: one int64 tensor `rows`."""
+    return f"{run}/rows/{client}"
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN (and OpenWhisk refuses it): what is not finite becomes None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _refuse_nan(plain: object, where: str) -> None:
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise TaskError(f"{where} is {plain}, and JSON has no such number")
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            _refuse_nan(value, f"{where}.{name}")
+    elif isinstance(plain, (list, tuple)):
+        for index, value in enumerate(plain):
+            _refuse_nan(value, f"{where}[{index}]")
