@@ -1,0 +1,1 @@
+"""The embedded FaaS: OpenWhisk and Cloud Functions APIs over real worker processes."""

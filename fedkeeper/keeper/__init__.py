@@ -1,0 +1,1 @@
+"""The keeper: turns intents into effects and effects into commands."""

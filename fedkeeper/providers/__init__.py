@@ -1,0 +1,1 @@
+"""One module per FaaS platform, all behind one protocol."""

@@ -86,7 +86,7 @@ class Provider(Protocol):
         ...
 
     async def invoke(self, function: str, payload: Mapping[str, Any], *, key: str, timeout_s: float) -> str:
-        """Start an activation and return its ID as soon as the platform has taken it; do not wait for its end.
+        """Start an activation; return its ID when the platform has taken it, without waiting for its end.
 
         `timeout_s` bounds the activation where the platform ties it to the HTTP call (Cloud Functions);
         there the activation ID is chosen here, from `key`, and sent along.

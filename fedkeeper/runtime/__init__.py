@@ -1,0 +1,1 @@
+"""What ships inside every function's zip."""

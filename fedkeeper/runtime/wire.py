@@ -117,8 +117,9 @@ class ForwardTask:
     """For `fl_invoker_weights_update`: post `train` to a client that holds no credentials."""
 
     train: TrainTask
-    cluster: str  # names the entry in the function's environment that holds address and credentials
-    function: str
+    cluster: str  # names the entry in FEDKEEPER_CLIENTS (see runtime.environment) that holds the credentials
+    function: str  # as FedKeeper says it, e.g. "client_3"
+    url: str  # where the client function is invoked, without credentials
     timeout_s: float
     wire: int = WIRE_VERSION
 

@@ -1,0 +1,1 @@
+"""The keeper's view of the weights store."""

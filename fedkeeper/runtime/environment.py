@@ -1,0 +1,68 @@
+"""What a function is told by its environment, set when it is deployed. Secrets live here and nowhere else.
+
+`FEDKEEPER_STORE`    JSON of StoreAddress; absent in clients of the invoker route
+`FEDKEEPER_CLIENTS`  JSON: cluster -> ClientAccess; only in fl_invoker_weights_update
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from fedkeeper.errors import TaskError
+
+STORE_VARIABLE = "FEDKEEPER_STORE"
+CLIENTS_VARIABLE = "FEDKEEPER_CLIENTS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreAddress:
+    """How to reach the weights store. `password` is left out of the repr."""
+
+    hosts: str  # "host:port[,host:port]"
+    database: str
+    collection: str  # prefix of all collections
+    username: str = ""
+    password: str = field(default="", repr=False)
+    auth_source: str = "admin"
+    replica_set: str = ""
+    tls: bool = False
+    tls_verify: bool = True
+    ca_pem: str = ""  # text of the CA certificates to trust, where the system's are not enough
+    wait_s: float = 60.0  # how long a store that is away is waited for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientAccess:
+    """How the forwarding function proves itself to the clients of one cluster."""
+
+    platform: str  # openwhisk | google
+    auth: str = field(default="", repr=False)  # openwhisk: "uuid:key"
+    # google: the service account's JSON; empty: the function's own identity (metadata server)
+    service_account: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tls_verify: bool = True
+
+
+def store_address() -> StoreAddress:
+    """The store's address from the environment. Raises TaskError if there is none."""
+    text = os.environ.get(STORE_VARIABLE, "")
+    if not text:
+        raise TaskError(
+            f"{STORE_VARIABLE} is not set: this function was deployed without access to the store"
+        )
+    return msgspec.json.decode(text, type=StoreAddress)
+
+
+def client_access(cluster: str) -> ClientAccess:
+    """Credentials for the clients of `cluster`. Raises TaskError if there are none."""
+    text = os.environ.get(CLIENTS_VARIABLE, "")
+    known = msgspec.json.decode(text, type=dict[str, ClientAccess]) if text else {}
+    if cluster not in known:
+        raise TaskError(
+            f"no credentials for cluster {cluster!r} in {CLIENTS_VARIABLE}; known: {sorted(known)}"
+        )
+    return known[cluster]
