@@ -1,4 +1,5 @@
-"""The values of the pure core: what is replicated (State), what changes it (commands), what it asks for (intents).
+"""The values of the pure core: what is replicated (State), what changes it (commands), what it asks for
+(intents).
 
 Standard library only; every value is frozen. Times are Unix milliseconds by the conductor's clock and
 arrive inside commands: the core has no clock of its own.

@@ -1,0 +1,165 @@
+"""The machine: state + command -> state + intents. Pure and total.
+
+Time is data: a command's `at_ms` is the conductor's clock, the state's clock is their running maximum.
+Chance is data: see `selection`. Nothing here raises: an exception would stop the log of every replica
+at the same entry, so what does not fit is rejected as a value, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from fedkeeper.core import rounds
+from fedkeeper.core.model import (
+    Applied,
+    ClaimConductor,
+    Command,
+    ForgetRun,
+    Intent,
+    InvocationFailed,
+    InvocationSent,
+    Kind,
+    Phase,
+    RoundAggregated,
+    Run,
+    State,
+    StopRun,
+    SubmitRun,
+    Tick,
+    UpdatesRefused,
+    UpdateStored,
+    WeightsInitialised,
+)
+from fedkeeper.core.stopping import faults
+
+ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED)
+
+_Keyed = (
+    InvocationSent | InvocationFailed | WeightsInitialised | UpdateStored | RoundAggregated | UpdatesRefused
+)
+
+
+def apply(state: State, command: Command) -> Applied:
+    """Return the state after `command`, what the conductor must now do, or why it changed nothing."""
+    state = replace(state, now_ms=max(state.now_ms, command.at_ms))
+    match command:
+        case ClaimConductor():
+            return _claim(state, command)
+        case SubmitRun():
+            return _submit(state, command)
+        case StopRun():
+            return _stop(state, command)
+        case ForgetRun():
+            return _forget(state, command)
+        case Tick():
+            return _fenced(state, command) or _tick(state)
+        case (
+            InvocationSent()
+            | InvocationFailed()
+            | WeightsInitialised()
+            | UpdateStored()
+            | RoundAggregated()
+            | UpdatesRefused()
+        ):
+            return _fenced(state, command) or _answer(state, command)
+        case _:  # pragma: no cover - mypy proves that no command lacks a case
+            assert_never(command)
+
+
+def next_due_ms(state: State) -> int | None:
+    """When a Tick would next change something; None if nothing waits for time."""
+    due = [at for run in state.runs.values() if run.phase not in ENDED for at in rounds.due_times(run)]
+    return min(due, default=None)
+
+
+def _fenced(state: State, command: _Keyed | Tick) -> Applied | None:
+    """Reject what was made under another epoch: Raft itself would let a deposed leader's commands through."""
+    if command.epoch == state.epoch:
+        return None
+    return Applied(state=state, rejected=f"made under epoch {command.epoch}, now is {state.epoch}")
+
+
+def _claim(state: State, command: ClaimConductor) -> Applied:
+    if command.expected_epoch != state.epoch:
+        return Applied(state=state, rejected=f"expected epoch {command.expected_epoch}, now is {state.epoch}")
+    return Applied(state=replace(state, epoch=state.epoch + 1, conductor=command.keeper))
+
+
+def _submit(state: State, command: SubmitRun) -> Applied:
+    spec = command.spec
+    known = state.runs.get(spec.run)
+    if known is not None:
+        same = "the same" if known.spec.digest == spec.digest else "another"
+        return Applied(state=state, rejected=f"run {spec.run!r} is there already, with {same} config")
+    if problem := faults(spec):
+        return Applied(state=state, rejected=problem)
+    run, intents = rounds.begin(spec, state.now_ms)
+    return _with(state, run, intents)
+
+
+def _stop(state: State, command: StopRun) -> Applied:
+    run = state.runs.get(command.run)
+    if run is None or run.phase in ENDED:
+        return Applied(state=state, rejected=f"run {command.run!r} is not running")
+    run, intents = rounds.end(run, Phase.STOPPED, command.reason, state.now_ms)
+    return _with(state, run, intents)
+
+
+def _forget(state: State, command: ForgetRun) -> Applied:
+    run = state.runs.get(command.run)
+    if run is None or run.phase not in ENDED:
+        return Applied(state=state, rejected=f"run {command.run!r} has not ended")
+    return Applied(state=replace(state, runs={k: v for k, v in state.runs.items() if k != command.run}))
+
+
+def _tick(state: State) -> Applied:
+    intents: tuple[Intent, ...] = ()
+    runs = dict(state.runs)
+    for name, run in state.runs.items():
+        if run.phase not in ENDED:
+            runs[name], more = rounds.tick(run, state.now_ms)
+            intents += more
+    return Applied(state=replace(state, runs=runs), intents=intents)
+
+
+_FITS = {
+    WeightsInitialised: Kind.INIT,
+    UpdateStored: Kind.TRAIN,
+    RoundAggregated: Kind.AGGREGATE,
+    UpdatesRefused: Kind.AGGREGATE,
+}
+
+
+def _answer(state: State, command: _Keyed) -> Applied:
+    """An answer counts once: its key must be in the outbox of its run."""
+    run = state.runs.get(command.key.partition("/")[0])
+    attempt = run.outbox.get(command.key) if run is not None else None
+    if run is None or attempt is None:
+        return Applied(state=state, rejected=f"{command.key} is not outstanding")
+    if _FITS.get(type(command), attempt.kind) is not attempt.kind:
+        return Applied(
+            state=state, rejected=f"{command.key} is for {attempt.kind}, not a {type(command).__name__}"
+        )
+    now_ms = state.now_ms
+    match command:
+        case InvocationSent():
+            return _with(state, rounds.sent(run, attempt, command.activation_id, now_ms))
+        case InvocationFailed():
+            return _with(state, *rounds.failed(run, attempt, command.reason, now_ms))
+        case WeightsInitialised():
+            return _with(state, *rounds.initialised(run, attempt, command, now_ms))
+        case UpdateStored():
+            return _with(state, *rounds.updated(run, attempt, command, now_ms))
+        case RoundAggregated():
+            if problem := rounds.misfit(run, command):
+                return Applied(state=state, rejected=f"{command.key}: {problem}")
+            return _with(state, *rounds.aggregated(run, attempt, command, now_ms))
+        case UpdatesRefused():
+            return _with(state, *rounds.refused(run, attempt, command, now_ms))
+        case _:  # pragma: no cover
+            assert_never(command)
+
+
+def _with(state: State, run: Run, intents: tuple[Intent, ...] = ()) -> Applied:
+    return Applied(state=replace(state, runs={**state.runs, run.spec.run: run}), intents=intents)

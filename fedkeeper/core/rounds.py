@@ -1,0 +1,362 @@
+"""The life of one run: initialise, then train and aggregate, round by round, until its end.
+
+Every function takes a Run and returns the Run after it, most of them with the intents that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fedkeeper.core.model import (
+    Attempt,
+    AttemptStatus,
+    Intent,
+    Invoke,
+    Kind,
+    Phase,
+    Prune,
+    RoundAggregated,
+    RoundCommitted,
+    RoundRecord,
+    Run,
+    RunEnded,
+    RunSpec,
+    Update,
+    UpdatesRefused,
+    UpdateStored,
+    WeightsInitialised,
+)
+from fedkeeper.core.selection import choose_clients
+from fedkeeper.core.stopping import reached_the_end
+
+Step = tuple[Run, tuple[Intent, ...]]
+
+BACKOFF_MS_MAX = 60_000
+_WAITING = (AttemptStatus.SENDING, AttemptStatus.RUNNING)
+
+
+# --- what happens -----------------------------------------------------------------------------
+
+
+def begin(spec: RunSpec, now_ms: int) -> Step:
+    """A new run, whose first effect is to write the initial weights."""
+    run = Run(spec=spec, phase=Phase.INITIALISING, round=0, weights=None, submitted_ms=now_ms)
+    return _attempt(run, Kind.INIT, client="", number=0, now_ms=now_ms)
+
+
+def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
+    """The platform has taken it: its time runs from now."""
+    running = replace(
+        attempt,
+        status=AttemptStatus.RUNNING,
+        activation_id=activation_id,
+        sent_ms=attempt.sent_ms or now_ms,
+        deadline_ms=(attempt.sent_ms or now_ms) + _timeout_ms(run.spec, attempt.kind),
+    )
+    run = replace(run, outbox={**run.outbox, attempt.key: running})
+    if attempt.kind is Kind.TRAIN and attempt.number == 0:
+        run = replace(run, invoked_ms=now_ms)
+    return run
+
+
+def failed(
+    run: Run, attempt: Attempt, reason: str, now_ms: int, *, status: AttemptStatus = AttemptStatus.FAILED
+) -> Step:
+    """An attempt came to nothing: try again while attempts are left, else go on without it."""
+    run = _close(run, attempt, status, reason, now_ms)
+    run, intents = _again(run, attempt, reason, now_ms)
+    run, more = _close_training(run, now_ms)
+    return run, intents + more
+
+
+def initialised(run: Run, attempt: Attempt, command: WeightsInitialised, now_ms: int) -> Step:
+    """The initial weights stand: round 1 begins."""
+    places = [place.client for place in run.spec.clients]
+    without = [client for client in places if command.samples.get(client, 0) < 1]
+    if without:
+        return failed(run, attempt, f"no rows were dealt to {', '.join(without)}", now_ms)
+    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    run = replace(run, weights=command.weights, samples=dict(command.samples))
+    return _begin_round(run, 1, now_ms)
+
+
+def updated(run: Run, attempt: Attempt, command: UpdateStored, now_ms: int) -> Step:
+    """A client's update counts, once."""
+    if command.samples < 1:
+        return failed(run, attempt, f"trained on {command.samples} rows", now_ms)
+    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    update = Update(
+        key=command.key,
+        client=attempt.client,
+        ref=command.ref,
+        samples=command.samples,
+        loss=command.loss,
+        accuracy=command.accuracy,
+    )
+    run = replace(run, updates={**run.updates, attempt.client: update}, trained_ms=now_ms)
+    return _close_training(run, now_ms)
+
+
+def misfit(run: Run, command: RoundAggregated) -> str:
+    """Why an aggregation may not be committed: other weights below it, or other updates in it."""
+    if command.base != run.weights:
+        return "it was made from other weights than the run's"
+    if set(command.updates) != {update.key for update in run.updates.values()}:
+        return "it averaged other updates than those that were counted"
+    return ""
+
+
+def aggregated(run: Run, attempt: Attempt, command: RoundAggregated, now_ms: int) -> Step:
+    """The round is committed; the next one begins, or the run ends."""
+    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    record = _record(run, command, now_ms)
+    run = replace(run, weights=command.weights, history=(*run.history, record))
+    intents: tuple[Intent, ...] = (
+        RoundCommitted(run=run.spec.run, round=run.round),
+        Prune(run=run.spec.run, before_round=run.round),
+    )
+    if reached_the_end(run.spec, round_no=run.round, accuracy=command.accuracy):
+        run, more = end(run, Phase.FINISHED, "", now_ms)
+    else:
+        run, more = _begin_round(run, run.round + 1, now_ms)
+    return run, intents + more
+
+
+def refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) -> Step:
+    """The aggregator would not average some updates: their attempts failed after all."""
+    bad = {update.client: update for update in run.updates.values() if update.key in command.refused}
+    if not bad:
+        return failed(run, attempt, "it refused updates that were never counted", now_ms)
+    run = _close(run, attempt, AttemptStatus.OK, f"refused {len(bad)} update(s)", now_ms)
+    run = replace(
+        run,
+        phase=Phase.TRAINING,
+        updates={client: update for client, update in run.updates.items() if client not in bad},
+        ended=tuple(_refused_attempt(one, command) for one in run.ended),
+    )
+    intents: tuple[Intent, ...] = ()
+    by_key = {one.key: one for one in run.ended}
+    for update in bad.values():
+        run, more = _again(run, by_key[update.key], command.refused[update.key], now_ms)
+        intents += more
+    run, more = _close_training(run, now_ms)
+    return run, intents + more
+
+
+def tick(run: Run, now_ms: int) -> Step:
+    """Release what waited for its time; give up on what had its time."""
+    intents: tuple[Intent, ...] = ()
+    for key in tuple(run.outbox):
+        attempt = run.outbox.get(key)
+        if attempt is None or run.phase in (Phase.FINISHED, Phase.FAILED, Phase.STOPPED):
+            continue
+        if attempt.status is AttemptStatus.PENDING and now_ms >= attempt.not_before_ms:
+            run, more = _issue(run, attempt, now_ms)
+            intents += more
+        elif attempt.status in _WAITING and now_ms >= attempt.deadline_ms:
+            reason = (
+                f"no answer in {(attempt.deadline_ms - (attempt.sent_ms or attempt.issued_ms)) / 1000:g} s"
+            )
+            run, more = failed(run, attempt, reason, now_ms, status=AttemptStatus.SILENT)
+            intents += more
+    if run.phase is Phase.TRAINING and 0 < _round_deadline_ms(run) <= now_ms:
+        run, more = _cut_training_short(run, now_ms)
+        intents += more
+    return run, intents
+
+
+def end(run: Run, phase: Phase, reason: str, now_ms: int) -> Step:
+    """The run is over; whatever is still under way is abandoned."""
+    for attempt in run.outbox.values():
+        run = _close(run, attempt, AttemptStatus.ABANDONED, f"the run is {phase}", now_ms)
+    run = replace(run, phase=phase, reason=reason, ended_ms=now_ms)
+    return run, (RunEnded(run=run.spec.run),)
+
+
+# --- what can be asked ------------------------------------------------------------------------
+
+
+def ordered_updates(run: Run) -> tuple[Update, ...]:
+    """The round's updates in the order in which they are averaged: that of the clients in the spec."""
+    order = {place.client: index for index, place in enumerate(run.spec.clients)}
+    return tuple(sorted(run.updates.values(), key=lambda update: order[update.client]))
+
+
+def due_times(run: Run) -> Iterator[int]:
+    """When time alone changes something in this run, Unix ms."""
+    for attempt in run.outbox.values():
+        yield attempt.not_before_ms if attempt.status is AttemptStatus.PENDING else attempt.deadline_ms
+    if run.phase is Phase.TRAINING and _round_deadline_ms(run):
+        yield _round_deadline_ms(run)
+
+
+# --- how ----------------------------------------------------------------------------------------
+
+
+def _begin_round(run: Run, round_no: int, now_ms: int) -> Step:
+    spec = run.spec
+    chosen = choose_clients(
+        (place.client for place in spec.clients),
+        spec.clients_per_round,
+        seed=spec.seed,
+        round_no=round_no,
+    )
+    run = replace(
+        run,
+        phase=Phase.TRAINING,
+        round=round_no,
+        chosen=chosen,
+        updates={},
+        gave_up={},
+        ended=tuple(one for one in run.ended if one.round >= round_no - 1),
+        round_started_ms=now_ms,
+        invoked_ms=0,
+        trained_ms=0,
+    )
+    intents: tuple[Intent, ...] = ()
+    for client in chosen:
+        run, more = _attempt(run, Kind.TRAIN, client=client, number=0, now_ms=now_ms)
+        intents += more
+    return run, intents
+
+
+def _close_training(run: Run, now_ms: int) -> Step:
+    """Aggregate once nobody is being waited for, if there are enough updates."""
+    if run.phase is not Phase.TRAINING or any(one.kind is Kind.TRAIN for one in run.outbox.values()):
+        return run, ()
+    if len(run.updates) < run.spec.min_updates:
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(run.gave_up.items())[:3])
+        problem = (
+            f"round {run.round}: {len(run.updates)} update(s), min_updates is {run.spec.min_updates}"
+            f" ({len(run.gave_up)} of {len(run.chosen)} clients gave none: {reasons})"
+        )
+        return end(run, Phase.FAILED, problem, now_ms)
+    number = sum(one.kind is Kind.AGGREGATE and one.round == run.round for one in run.ended)
+    run = replace(run, phase=Phase.AGGREGATING, trained_ms=run.trained_ms or now_ms)
+    return _attempt(run, Kind.AGGREGATE, client="", number=number, now_ms=now_ms)
+
+
+def _cut_training_short(run: Run, now_ms: int) -> Step:
+    reason = f"the round's {run.spec.round_timeout_ms / 1000:g} s were over"
+    for attempt in tuple(run.outbox.values()):
+        if attempt.kind is Kind.TRAIN:
+            run = _close(run, attempt, AttemptStatus.ABANDONED, reason, now_ms)
+            run = replace(run, gave_up={**run.gave_up, attempt.client: reason})
+    return _close_training(run, now_ms)
+
+
+def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
+    """The next attempt after one that failed, or what follows when there is none left."""
+    failures = 1 + sum(
+        one.kind is attempt.kind
+        and one.client == attempt.client
+        and one.round == attempt.round
+        and one.key != attempt.key
+        and one.status is not AttemptStatus.OK
+        for one in run.ended
+    )
+    if failures < run.spec.attempts_max:
+        wait_ms = min(run.spec.retry_backoff_ms * 2 ** (failures - 1), BACKOFF_MS_MAX)
+        return _attempt(
+            run,
+            attempt.kind,
+            client=attempt.client,
+            number=attempt.number + 1,
+            now_ms=now_ms,
+            not_before_ms=now_ms + wait_ms,
+        )
+    if attempt.kind is Kind.TRAIN:
+        return replace(run, gave_up={**run.gave_up, attempt.client: reason}), ()
+    what = "fl_server_init" if attempt.kind is Kind.INIT else f"round {run.round}: fl_server_aggregator"
+    return end(run, Phase.FAILED, f"{what} failed {failures} time(s), the last time: {reason}", now_ms)
+
+
+def _attempt(run: Run, kind: Kind, *, client: str, number: int, now_ms: int, not_before_ms: int = 0) -> Step:
+    attempt = Attempt(
+        key=_key(run, kind, client, number),
+        kind=kind,
+        run=run.spec.run,
+        round=run.round,
+        client=client,
+        number=number,
+        cluster=_cluster(run.spec, client),
+        status=AttemptStatus.PENDING,
+        not_before_ms=not_before_ms,
+        issued_ms=0,
+        deadline_ms=0,
+    )
+    if not_before_ms > now_ms:
+        return replace(run, outbox={**run.outbox, attempt.key: attempt}), ()
+    return _issue(run, attempt, now_ms)
+
+
+def _issue(run: Run, attempt: Attempt, now_ms: int) -> Step:
+    issued = replace(
+        attempt,
+        status=AttemptStatus.SENDING,
+        issued_ms=now_ms,
+        deadline_ms=now_ms + _timeout_ms(run.spec, attempt.kind),
+    )
+    run = replace(run, outbox={**run.outbox, attempt.key: issued})
+    return run, (Invoke(run=run.spec.run, key=attempt.key),)
+
+
+def _close(run: Run, attempt: Attempt, status: AttemptStatus, reason: str, now_ms: int) -> Run:
+    ended = replace(attempt, status=status, reason=reason, ended_ms=now_ms)
+    outbox = {key: one for key, one in run.outbox.items() if key != attempt.key}
+    return replace(run, outbox=outbox, ended=(*run.ended, ended))
+
+
+def _refused_attempt(attempt: Attempt, command: UpdatesRefused) -> Attempt:
+    if attempt.key not in command.refused:
+        return attempt
+    return replace(attempt, status=AttemptStatus.FAILED, reason=command.refused[attempt.key])
+
+
+def _record(run: Run, command: RoundAggregated, now_ms: int) -> RoundRecord:
+    updates = ordered_updates(run)
+    mine = [one for one in run.ended if one.round == run.round]
+    losses = [(update.loss, update.samples) for update in updates if update.loss is not None]
+    weight = sum(samples for _, samples in losses)
+    return RoundRecord(
+        round=run.round,
+        weights=command.weights,
+        loss=command.loss,
+        accuracy=command.accuracy,
+        clients=run.chosen,
+        updates=tuple(update.key for update in updates),
+        samples=sum(update.samples for update in updates),
+        failures=sum(one.status in (AttemptStatus.FAILED, AttemptStatus.SILENT) for one in mine),
+        gave_up=len(run.gave_up),
+        update_bytes=sum(update.ref.nbytes for update in updates),
+        train_loss=sum(loss * samples for loss, samples in losses) / weight if weight else None,
+        started_ms=run.round_started_ms,
+        invoked_ms=run.invoked_ms or run.trained_ms,
+        trained_ms=run.trained_ms,
+        aggregated_ms=now_ms,
+        aggregate_s=command.aggregate_s,
+        evaluate_s=command.evaluate_s,
+    )
+
+
+def _key(run: Run, kind: Kind, client: str, number: int) -> str:
+    match kind:
+        case Kind.INIT:
+            return f"{run.spec.run}/init/a{number}"
+        case Kind.TRAIN:
+            return f"{run.spec.run}/r{run.round}/{client}/a{number}"
+        case Kind.AGGREGATE:
+            return f"{run.spec.run}/r{run.round}/aggregate/s0/a{number}"
+
+
+def _cluster(spec: RunSpec, client: str) -> str:
+    return next((place.cluster for place in spec.clients if place.client == client), spec.server_cluster)
+
+
+def _timeout_ms(spec: RunSpec, kind: Kind) -> int:
+    return spec.client_timeout_ms if kind is Kind.TRAIN else spec.server_timeout_ms
+
+
+def _round_deadline_ms(run: Run) -> int:
+    return run.round_started_ms + run.spec.round_timeout_ms if run.spec.round_timeout_ms else 0
