@@ -1,0 +1,228 @@
+"""Which function an attempt calls, and with what: the one place where core and wire format meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedkeeper.core.model import (
+    Attempt,
+    Command,
+    InvocationFailed,
+    Kind,
+    ObjectRef,
+    RoundAggregated,
+    Run,
+    UpdatesRefused,
+    UpdateStored,
+    WeightsInitialised,
+)
+from fedkeeper.core.rounds import ordered_updates
+from fedkeeper.errors import TaskError
+from fedkeeper.runtime.wire import (
+    AggregateResult,
+    AggregateTask,
+    DataSpec,
+    ForwardTask,
+    InitResult,
+    InitTask,
+    ModelSpec,
+    Outcome,
+    PartitionSpec,
+    Ref,
+    TrainingSpec,
+    TrainResult,
+    TrainTask,
+    UpdateRef,
+    decode,
+    encode,
+)
+
+INIT_FUNCTION = "fl_server_init"
+AGGREGATE_FUNCTION = "fl_server_aggregator"
+FORWARD_FUNCTION = "fl_invoker_weights_update"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One invocation, ready for a provider."""
+
+    cluster: str
+    function: str
+    payload: Mapping[str, Any]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskBook:
+    """What a run's functions are told, beyond what the core knows."""
+
+    model: ModelSpec
+    data: DataSpec
+    training: TrainingSpec
+    partition: PartitionSpec
+    max_model_bytes: int
+    client_urls: Mapping[str, str]  # of clients on the invoker route: where they are invoked
+
+    def call(self, run: Run, attempt: Attempt) -> Call:
+        """The invocation that carries `attempt` out."""
+        spec = run.spec
+        match attempt.kind:
+            case Kind.INIT:
+                return self._server(run, INIT_FUNCTION, self.init_task(run, attempt.key))
+            case Kind.AGGREGATE:
+                return self._server(run, AGGREGATE_FUNCTION, self._aggregate_task(run, attempt.key))
+            case Kind.TRAIN:
+                task = self.train_task(run, attempt.key, attempt.client)
+                timeout_s = spec.client_timeout_ms / 1000
+                place = next(one for one in spec.clients if one.client == attempt.client)
+                if place.route == "direct":
+                    return Call(
+                        cluster=place.cluster,
+                        function=place.client,
+                        payload=encode(task),
+                        timeout_s=timeout_s,
+                    )
+                forward = ForwardTask(
+                    train=task,
+                    cluster=place.cluster,
+                    function=place.client,
+                    url=self.client_urls[place.client],
+                    timeout_s=timeout_s,
+                )
+                return Call(
+                    cluster=spec.server_cluster,
+                    function=FORWARD_FUNCTION,
+                    payload=encode(forward),
+                    timeout_s=timeout_s,
+                )
+
+    def init_task(self, run: Run, key: str) -> InitTask:
+        """What fl_server_init is told."""
+        return InitTask(
+            key=key,
+            run=run.spec.run,
+            clients=tuple(place.client for place in run.spec.clients),
+            model=self.model,
+            data=self.data,
+            partition=self.partition,
+            seed=run.spec.seed,
+            max_model_bytes=self.max_model_bytes,
+        )
+
+    def train_task(self, run: Run, key: str, client: str) -> TrainTask:
+        """What fl_client is told in the run's current round."""
+        return TrainTask(
+            key=key,
+            run=run.spec.run,
+            round=run.round,
+            client=client,
+            weights=_ref(_pointer(run)),
+            model=self.model,
+            data=self.data,
+            training=self.training,
+            seed=run.spec.seed,
+            max_model_bytes=self.max_model_bytes,
+        )
+
+    def _aggregate_task(self, run: Run, key: str) -> AggregateTask:
+        return AggregateTask(
+            key=key,
+            run=run.spec.run,
+            round=run.round,
+            base=_ref(_pointer(run)),
+            updates=tuple(
+                UpdateRef(client=update.client, update=_ref(update.ref), samples=update.samples)
+                for update in ordered_updates(run)
+            ),
+            model=self.model,
+            data=self.data,
+            max_model_bytes=self.max_model_bytes,
+        )
+
+    def _server(self, run: Run, function: str, task: InitTask | AggregateTask) -> Call:
+        return Call(
+            cluster=run.spec.server_cluster,
+            function=function,
+            payload=encode(task),
+            timeout_s=run.spec.server_timeout_ms / 1000,
+        )
+
+
+def invoked_on(run: Run, attempt: Attempt) -> tuple[str, str]:
+    """Cluster and function that an attempt's activation ID belongs to."""
+    if attempt.kind is Kind.INIT:
+        return run.spec.server_cluster, INIT_FUNCTION
+    if attempt.kind is Kind.AGGREGATE:
+        return run.spec.server_cluster, AGGREGATE_FUNCTION
+    place = next(one for one in run.spec.clients if one.client == attempt.client)
+    if place.route == "direct":
+        return place.cluster, place.client
+    return run.spec.server_cluster, FORWARD_FUNCTION
+
+
+def command_for(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms: int) -> Command:
+    """What the store says of a key, as a command. A result that cannot be read is a failed attempt."""
+    if not outcome.ok:
+        return InvocationFailed(key=attempt.key, reason=outcome.reason, epoch=epoch, at_ms=at_ms)
+    try:
+        return _success(run, attempt, outcome, epoch=epoch, at_ms=at_ms)
+    except TaskError as exc:
+        return InvocationFailed(key=attempt.key, reason=f"unreadable result: {exc}", epoch=epoch, at_ms=at_ms)
+
+
+def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms: int) -> Command:
+    key = attempt.key
+    match attempt.kind:
+        case Kind.INIT:
+            made = decode(InitResult, outcome.result)
+            return WeightsInitialised(
+                key=key, weights=_object(made.weights), samples=made.samples, epoch=epoch, at_ms=at_ms
+            )
+        case Kind.TRAIN:
+            trained = decode(TrainResult, outcome.result)
+            return UpdateStored(
+                key=key,
+                ref=_object(trained.update),
+                samples=trained.samples,
+                loss=trained.loss,
+                accuracy=trained.accuracy,
+                epoch=epoch,
+                at_ms=at_ms,
+            )
+        case Kind.AGGREGATE:
+            averaged = decode(AggregateResult, outcome.result)
+            if averaged.weights is None:
+                return UpdatesRefused(
+                    key=key,
+                    refused={one.key: one.reason for one in averaged.refused},
+                    epoch=epoch,
+                    at_ms=at_ms,
+                )
+            return RoundAggregated(
+                key=key,
+                base=_pointer(run),
+                weights=_object(averaged.weights),
+                updates=tuple(update.key for update in ordered_updates(run)),
+                loss=averaged.loss,
+                accuracy=averaged.accuracy,
+                aggregate_s=averaged.seconds.get("aggregate", 0.0),
+                evaluate_s=averaged.seconds.get("evaluate", 0.0),
+                epoch=epoch,
+                at_ms=at_ms,
+            )
+
+
+def _pointer(run: Run) -> ObjectRef:
+    if run.weights is None:
+        raise TaskError(f"run {run.spec.run} has no weights yet")
+    return run.weights
+
+
+def _ref(ref: ObjectRef) -> Ref:
+    return Ref(name=ref.name, sha256=ref.sha256, nbytes=ref.nbytes)
+
+
+def _object(ref: Ref) -> ObjectRef:
+    return ObjectRef(name=ref.name, sha256=ref.sha256, nbytes=ref.nbytes)
