@@ -1,0 +1,271 @@
+"""Bring functions to where they are wanted: concurrent, idempotent, and every one is tried.
+
+A cluster is listed once; a function whose digest is there already is left alone. Of all refusals only
+"too many requests" is waited out, within a bound: nothing else is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import structlog
+
+from fedkeeper.clock import Clock, SystemClock
+from fedkeeper.errors import ConfigError, FedKeeperError, Throttled
+from fedkeeper.providers.base import Deployed, Package, Provider
+
+THROTTLE_WAIT_S_MAX: Final = 180.0  # per function; OpenWhisk counts by clock minutes
+THROTTLE_WAIT_S_MIN: Final = 1.0
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class LineState(StrEnum):
+    """What became of a function on a cluster."""
+
+    WORKING = "working"  # not final: the platform is at it
+    UNCHANGED = "unchanged"
+    OUTDATED = "outdated"  # another version is there, and only missing ones were asked for
+    CREATED = "created"
+    UPDATED = "updated"
+    REMOVED = "removed"
+    ABSENT = "absent"  # nothing to remove, or to describe
+    FOUND = "found"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A function on a cluster, by name."""
+
+    cluster: str
+    function: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A package, and the cluster it is to run on."""
+
+    cluster: str
+    package: Package
+
+    @property
+    def target(self) -> Target:
+        """Where it goes, by name."""
+        return Target(cluster=self.cluster, function=self.package.function)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """How one function fared; `problem` and `hint` are for people."""
+
+    cluster: str
+    function: str
+    state: LineState
+    seconds: float = 0.0
+    problem: str = ""
+    hint: str = ""
+    url: str = ""
+    deployed: Deployed | None = None  # as the platform describes it, where it was asked
+
+
+Progress = Callable[[Line], None]
+
+
+async def deploy(
+    wanted: Sequence[Wanted],
+    providers: Mapping[str, Provider],
+    *,
+    in_flight_max: int,
+    progress: Progress,
+    only_missing: bool = False,
+    clock: Clock | None = None,
+) -> tuple[Line, ...]:
+    """Create what is missing and update what differs; a final line per function, in the order given.
+
+    `only_missing`: leave active functions alone even if they differ (they are reported as outdated).
+    `in_flight_max` bounds the deployments under way at one time. ConfigError for an unknown cluster.
+    """
+    work = _Work(providers, in_flight_max=in_flight_max, progress=progress, clock=clock or SystemClock())
+
+    async def one(item: Wanted, found: Deployed | None, provider: Provider) -> Line:
+        if found is not None and found.state == "active":
+            if found.digest == item.package.digest:
+                return _line(item.target, LineState.UNCHANGED, url=found.url)
+            if only_missing:
+                problem = "another version of it is deployed"
+                return _line(item.target, LineState.OUTDATED, url=found.url, problem=problem)
+        work.progress(_line(item.target, LineState.WORKING))
+        deployed = await work.patiently(lambda: provider.deploy(item.package))
+        note = "" if found is None or found.digest else "replaced one that FedKeeper had not deployed"
+        state = LineState.CREATED if found is None else LineState.UPDATED
+        return _line(item.target, state, url=deployed.url, problem=note)
+
+    return await work.each([(item.target, item) for item in wanted], one)
+
+
+async def remove(
+    targets: Iterable[Target],
+    providers: Mapping[str, Provider],
+    *,
+    in_flight_max: int,
+    progress: Progress,
+    clock: Clock | None = None,
+) -> tuple[Line, ...]:
+    """Remove the functions that are there; those that FedKeeper did not deploy are left alone, as failed."""
+    work = _Work(providers, in_flight_max=in_flight_max, progress=progress, clock=clock or SystemClock())
+
+    async def one(target: Target, found: Deployed | None, provider: Provider) -> Line:
+        if found is None:
+            return _line(target, LineState.ABSENT)
+        if not found.digest:
+            problem = "FedKeeper did not deploy it: left alone"
+            return _line(
+                target, LineState.FAILED, problem=problem, hint="remove it with the platform's tools"
+            )
+        work.progress(_line(target, LineState.WORKING))
+        gone = await work.patiently(lambda: provider.remove(target.function))
+        return _line(target, LineState.REMOVED if gone else LineState.ABSENT)
+
+    return await work.each([(target, target) for target in targets], one)
+
+
+async def describe(
+    targets: Iterable[Target],
+    providers: Mapping[str, Provider],
+    *,
+    in_flight_max: int,
+    clock: Clock | None = None,
+) -> tuple[Line, ...]:
+    """What the platforms say of the functions: `Line.deployed` where one was found."""
+    work = _Work(
+        providers, in_flight_max=in_flight_max, progress=lambda _: None, clock=clock or SystemClock()
+    )
+
+    async def one(target: Target, found: Deployed | None, _: Provider) -> Line:
+        if found is None:
+            return _line(target, LineState.ABSENT)
+        return Line(
+            cluster=target.cluster,
+            function=target.function,
+            state=LineState.FOUND,
+            problem=found.message,
+            url=found.url,
+            deployed=found,
+        )
+
+    return await work.each([(target, target) for target in targets], one)
+
+
+def failures(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Those that failed."""
+    return tuple(line for line in lines if line.state is LineState.FAILED)
+
+
+def _line(target: Target, state: LineState, *, url: str = "", problem: str = "", hint: str = "") -> Line:
+    return Line(
+        cluster=target.cluster, function=target.function, state=state, url=url, problem=problem, hint=hint
+    )
+
+
+class _Work:
+    """One pass over many functions: a listing per cluster, a bound on what is in flight, errors as lines."""
+
+    def __init__(
+        self, providers: Mapping[str, Provider], *, in_flight_max: int, progress: Progress, clock: Clock
+    ) -> None:
+        self.progress = progress
+        self._providers = providers
+        self._clock = clock
+        self._slots = asyncio.Semaphore(max(1, in_flight_max))
+        self._listed: dict[str, asyncio.Task[dict[str, Deployed] | FedKeeperError]] = {}
+
+    async def each(
+        self,
+        items: Sequence[tuple[Target, T]],
+        act: Callable[[T, Deployed | None, Provider], Awaitable[Line]],
+    ) -> tuple[Line, ...]:
+        """`act` on every item, a function named twice only once; a FedKeeperError becomes its line."""
+        unique = dict(items)
+        for target in unique:
+            self._provider(target.cluster)
+        async with asyncio.TaskGroup() as group:
+            for cluster in {target.cluster for target in unique}:
+                self._listed[cluster] = group.create_task(self._settled(cluster))
+            tasks = [group.create_task(self._one(target, item, act)) for target, item in unique.items()]
+        return tuple(task.result() for task in tasks)
+
+    async def patiently(self, send: Callable[[], Awaitable[T]]) -> T:
+        """`send`, again when the platform says that it will take more; Throttled when that takes too long."""
+        waited_s = 0.0
+        while True:
+            try:
+                return await send()
+            except Throttled as exc:
+                pause_s = max(exc.retry_after_s, THROTTLE_WAIT_S_MIN)
+                if waited_s + pause_s > THROTTLE_WAIT_S_MAX:
+                    raise
+                log.info("throttled", cluster=exc.cluster, function=exc.function, wait_s=pause_s)
+                await self._clock.sleep(pause_s)
+                waited_s += pause_s
+
+    async def _one(
+        self, target: Target, item: T, act: Callable[[T, Deployed | None, Provider], Awaitable[Line]]
+    ) -> Line:
+        found = await self._listed[target.cluster]
+        if isinstance(found, FedKeeperError):
+            line = _failed(target, found)
+        else:
+            async with self._slots:
+                started_ms = self._clock.now_ms()
+                try:
+                    line = await act(item, found.get(target.function), self._provider(target.cluster))
+                except FedKeeperError as exc:
+                    line = _failed(target, exc)
+                line = replace(line, seconds=(self._clock.now_ms() - started_ms) / 1000)
+        _record(line)
+        self.progress(line)
+        return line
+
+    async def _settled(self, cluster: str) -> dict[str, Deployed] | FedKeeperError:
+        """The cluster's functions by name, or why it could not be listed: one bad cluster stops no other."""
+        provider = self._provider(cluster)
+        try:
+            return {found.function: found for found in await self.patiently(provider.list)}
+        except FedKeeperError as exc:
+            return exc
+
+    def _provider(self, cluster: str) -> Provider:
+        if cluster in self._providers:
+            return self._providers[cluster]
+        near = difflib.get_close_matches(cluster, self._providers, n=1)
+        known = ", ".join(sorted(self._providers))
+        raise ConfigError(
+            f"unknown cluster {cluster!r}",
+            hint=f"did you mean {near[0]!r}?" if near else f"known clusters: {known}",
+        )
+
+
+def _failed(target: Target, exc: FedKeeperError) -> Line:
+    problem = getattr(exc, "problem", "") or str(exc)
+    if not exc.definite:
+        problem += " (it may have happened all the same)"
+    hint = exc.hint or ("" if exc.definite else "the same command again looks before it acts")
+    return _line(target, LineState.FAILED, problem=problem, hint=hint)
+
+
+def _record(line: Line) -> None:
+    log.info(
+        "function",
+        cluster=line.cluster,
+        function=line.function,
+        state=str(line.state),
+        took_s=round(line.seconds, 3),
+        problem=line.problem,
+    )

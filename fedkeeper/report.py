@@ -1,0 +1,337 @@
+"""What a run leaves behind for people and their tools, in `logs/<run>/` and `params/`. Never a secret.
+
+Rounds are written whole from the replicated history, activations are merged by key, so a resumed run
+neither loses nor doubles a row. A full disk is said once and never stops a run: the next write that
+succeeds is complete again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import yaml
+
+from fedkeeper import logs
+from fedkeeper.core.model import Attempt, Kind, RoundRecord, Run
+from fedkeeper.providers.base import Activation
+
+REASON_CHARS_MAX: Final = 500
+FILE_NAME_CHARS_MAX: Final = 200
+NUMBERED_CLIENT: Final = re.compile(r"client_(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """One line of rounds.csv; times in seconds, `bytes` of the updates, loss and accuracy on the test set.
+
+    invoke_s: until every platform had taken its invocations; train_s: from there to the last update;
+    aggregate_s, evaluate_s: as the aggregator measured them; total_s: the whole round by the keeper's clock.
+    """
+
+    round: int
+    loss: float | None
+    accuracy: float | None
+    train_loss: float | None
+    invoke_s: float
+    train_s: float
+    aggregate_s: float
+    evaluate_s: float
+    total_s: float
+    bytes: int
+    updates: int
+    failures: int
+    gave_up: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationRow:
+    """One line of activations.csv. Texts, because that is what is read back; empty is "not known".
+
+    cold: cold | warm; status: the core's word (ok, failed, silent, abandoned, running);
+    start, end: ISO 8601 in UTC with milliseconds, by the platform's clock where it says so.
+    """
+
+    run: str
+    round: str
+    client: str = ""  # empty for server tasks
+    platform: str = ""
+    cluster: str
+    function: str = ""
+    attempt: str
+    key: str
+    activation_id: str = ""
+    cold: str = ""
+    status: str
+    start: str = ""
+    end: str = ""
+    duration_ms: str = ""
+    billed_ms: str = ""
+    memory_mb: str = ""
+    reason: str = ""
+
+
+ROUND_COLUMNS: Final = tuple(field.name for field in fields(RoundRow))
+ACTIVATION_COLUMNS: Final = tuple(field.name for field in fields(ActivationRow))
+
+
+def round_row(record: RoundRecord) -> RoundRow:
+    """The line of one committed round."""
+    return RoundRow(
+        round=record.round,
+        loss=record.loss,
+        accuracy=record.accuracy,
+        train_loss=record.train_loss,
+        invoke_s=_span_s(record.started_ms, record.invoked_ms),
+        train_s=_span_s(max(record.started_ms, record.invoked_ms), record.trained_ms),
+        aggregate_s=round(record.aggregate_s, 3),
+        evaluate_s=round(record.evaluate_s, 3),
+        total_s=_span_s(record.started_ms, record.aggregated_ms),
+        bytes=record.update_bytes,
+        updates=len(record.updates),
+        failures=record.failures,
+        gave_up=record.gave_up,
+        samples=record.samples,
+    )
+
+
+def function_of(attempt: Attempt) -> str:
+    """The function that an attempt invokes on the direct route, as FedKeeper names it."""
+    return {Kind.INIT: "fl_server_init", Kind.AGGREGATE: "fl_server_aggregator"}.get(
+        attempt.kind, attempt.client
+    )
+
+
+def activation_row(
+    attempt: Attempt, *, platform: str, function: str = "", activation: Activation | None = None
+) -> ActivationRow:
+    """The line of one attempt, with what the platform says of it where that is known."""
+    start_ms = activation.start_ms if activation else attempt.sent_ms
+    end_ms = activation.end_ms if activation else attempt.ended_ms
+    reason = attempt.reason or (activation.reason if activation else "")
+    cold = None if activation is None else activation.cold
+    return ActivationRow(
+        run=attempt.run,
+        round=str(attempt.round),
+        client=attempt.client,
+        platform=platform,
+        cluster=attempt.cluster,
+        function=(activation.function if activation else "") or function or function_of(attempt),
+        attempt=str(attempt.number),
+        key=attempt.key,
+        activation_id=attempt.activation_id or (activation.activation_id if activation else ""),
+        cold="" if cold is None else "cold" if cold else "warm",
+        status=str(attempt.status),
+        start=_iso(start_ms),
+        end=_iso(end_ms),
+        duration_ms=str(max(0, end_ms - start_ms)) if start_ms and end_ms else "",
+        billed_ms=str(activation.billed_ms) if activation else "",
+        memory_mb=str(activation.memory_mb) if activation else "",
+        reason=_one_line(reason),
+    )
+
+
+class Report:
+    """The files of one run in `folder` (logs/<run>). No method raises for the disk's sake."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._activations: dict[str, ActivationRow] = {}
+        self._loaded = False
+        self._rewrite = True  # the file on disk is not, or may not be, what is in memory
+
+    def rounds(self, run: Run) -> None:
+        """Write rounds.csv from the run's history."""
+        text = _csv(ROUND_COLUMNS, (_values(round_row(record)) for record in run.history))
+        write_text(self.folder / "rounds.csv", text)
+
+    def attempts(
+        self,
+        attempts: Iterable[Attempt],
+        *,
+        platforms: Mapping[str, str],
+        activations: Mapping[str, Activation] | None = None,
+        function: Callable[[Attempt], str] = function_of,
+    ) -> None:
+        """Merge `attempts` (Run.ended, Run.outbox) into activations.csv.
+
+        `platforms`: cluster -> platform; `activations`: by activation ID, as far as they are known.
+        """
+        known = activations or {}
+        self.activations(
+            activation_row(
+                attempt,
+                platform=platforms.get(attempt.cluster, ""),
+                function=function(attempt),
+                activation=known.get(attempt.activation_id),
+            )
+            for attempt in attempts
+        )
+
+    def activations(self, rows: Iterable[ActivationRow]) -> None:
+        """Merge `rows` by key: new ones are appended, known ones filled in; empty fields erase nothing."""
+        if not self._loaded:
+            self._load()
+        fresh = []
+        for row in rows:
+            old = self._activations.get(row.key)
+            merged = row if old is None else _merge(old, row)
+            if merged == old:
+                continue
+            self._activations[row.key] = merged
+            if old is None:
+                fresh.append(merged)
+            else:
+                self._rewrite = True
+        path = self.folder / "activations.csv"
+        if self._rewrite:
+            text = _csv(ACTIVATION_COLUMNS, (_values(row) for row in self._activations.values()))
+            self._rewrite = not write_text(path, text)
+        elif fresh:
+            text = logs.redact(_csv((), (_values(row) for row in fresh)))
+            with _disk(path) as done:
+                with path.open("a", encoding="utf-8", errors="replace", newline="") as file:
+                    file.write(text)
+                done.append(True)
+            self._rewrite = not done
+
+    def function_log(self, key: str, activation: Activation) -> None:
+        """Write functions/<key>.log: what the function itself wrote during its activation."""
+        head = f"# {key}: activation {activation.activation_id} of {activation.function}, {activation.status}"
+        span = f"# {_iso(activation.start_ms)} to {_iso(activation.end_ms)}"
+        lines = [head, span, *activation.logs]
+        write_text(self.folder / "functions" / f"{file_name(key)}.log", "\n".join(lines) + "\n")
+
+    def config(self, experiment: Mapping[str, Any] | str) -> None:
+        """Write config.yaml: the experiment as it runs; the caller has left the secrets out."""
+        text = experiment
+        if not isinstance(text, str):
+            text = yaml.safe_dump(dict(text), sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "config.yaml", text)
+
+    def _load(self) -> None:
+        """Read back what an earlier keeper wrote; a line that was cut short is dropped."""
+        self._loaded = True
+        path = self.folder / "activations.csv"
+        with _disk(path):
+            if not path.exists():
+                return
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for values in csv.reader(io.StringIO(text)):
+                row = dict(zip(ACTIVATION_COLUMNS, values, strict=False))
+                if len(values) == len(ACTIVATION_COLUMNS) and row["key"] != "key":
+                    self._activations[row["key"]] = ActivationRow(**row)
+
+
+def write_params(
+    folder: Path,
+    *,
+    init: Mapping[str, Any],
+    usage: Mapping[str, Any],
+    clients: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write the functions' inputs where the ancestor had them: params/fl_server_init.json,
+    params/usage_num_clients.json (for the aggregator) and params/clients/client<i>.json.
+
+    The values are plain JSON without secrets. Inputs of clients that are no longer there are removed.
+    """
+    write_json(folder / "fl_server_init.json", init)
+    write_json(folder / "usage_num_clients.json", usage)
+    written = set()
+    for client, task in clients.items():
+        numbered = NUMBERED_CLIENT.fullmatch(client)
+        name = f"client{numbered[1]}.json" if numbered else f"{file_name(client)}.json"
+        written.add(name)
+        write_json(folder / "clients" / name, task)
+    with _disk(folder / "clients"):
+        for path in (folder / "clients").glob("client*.json"):
+            if path.name not in written:
+                path.unlink()
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> bool:
+    """Replace `path` by `value` as JSON; False if the disk would not."""
+    return write_text(path, json.dumps(value, indent=4) + "\n")
+
+
+def write_text(path: Path, text: str) -> bool:
+    """Replace `path` at once, secrets hidden; False, and a warning the first time, if the disk would not."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with _disk(path) as done:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fresh.write_text(logs.redact(text), encoding="utf-8", errors="replace", newline="")
+            fresh.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+        done.append(True)
+    return bool(done)
+
+
+def file_name(key: str) -> str:
+    """A file's name for `key`, one for one: "mnist-1/r3/client_7/a0" is mnist-1--r3--client_7--a0."""
+    name = quote(key.replace("/", "--"), safe="")
+    if len(name) <= FILE_NAME_CHARS_MAX:
+        return name
+    return f"{name[: FILE_NAME_CHARS_MAX - 17]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[list[bool]]:
+    """Turn what the disk refuses into one warning per folder; callers append True when they are through."""
+    done: list[bool] = []
+    try:
+        yield done
+    except OSError as exc:
+        logs.complain_once(f"report {path.parent}", f"{path}: not written ({exc}); the run goes on")
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _values(row: RoundRow | ActivationRow) -> list[object]:
+    """The row's fields in order; None becomes an empty cell."""
+    return [getattr(row, field.name) for field in fields(row)]
+
+
+def _merge(old: ActivationRow, new: ActivationRow) -> ActivationRow:
+    cells = {name: getattr(new, name) or getattr(old, name) for name in ACTIVATION_COLUMNS}
+    if old.billed_ms and not new.billed_ms:  # times by the platform's own clock are the better ones
+        cells.update(start=old.start, end=old.end, duration_ms=old.duration_ms)
+    return ActivationRow(**cells)
+
+
+def _span_s(start_ms: int, end_ms: int) -> float:
+    return max(0, end_ms - start_ms) / 1000 if start_ms and end_ms else 0.0
+
+
+def _iso(at_ms: int) -> str:
+    if not at_ms:
+        return ""
+    at = datetime.fromtimestamp(at_ms / 1000, tz=UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _one_line(text: str) -> str:
+    """One record is one line, so that a file cut short loses its last record only."""
+    return " ".join(text.split())[:REASON_CHARS_MAX]
