@@ -90,7 +90,7 @@ class Workers(Protocol):
         ...
 
     async def retire(self, revision_id: str) -> None:
-        """End idle workers of a revision that was updated or deleted; busy ones end after their activation."""
+        """End idle workers of a revision that was updated or deleted; busy ones after their activation."""
         ...
 
     def stats(self) -> Mapping[str, int]:
