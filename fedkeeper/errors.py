@@ -20,6 +20,7 @@ FedKeeperError
 + JournalError                 the keeper's own log on disk
   + JournalDamaged             a record that is not the last one does not check
   + JournalFull                no space, or not writable
+  + JournalUnconfirmed         may be on disk, and may not (definite = False)
 + ServiceError                 an embedded service (mongod, fabric) did not start
   + PortTaken                  the configured port is in use
 + RunError                     the run ended without reaching its end
@@ -142,6 +143,12 @@ class JournalDamaged(JournalError):
 
 class JournalFull(JournalError):
     """The journal cannot be written: no space, or no permission."""
+
+
+class JournalUnconfirmed(JournalError):
+    """The disk did not say whether a command is on it: the next start will tell."""
+
+    definite = False
 
 
 class ServiceError(FedKeeperError):
