@@ -61,3 +61,24 @@ def unpack(
     if not isinstance(order, list) or sorted(order, key=str) != sorted(tensors):
         raise ObjectDamaged("the tensors' order names other tensors than there are")
     return {name: tensors[name] for name in order}, metadata
+
+
+def describe(data: bytes) -> list[dict[str, object]]:
+    """Name, dtype, shape and place (first byte, byte after the last) of each tensor in what `pack` made.
+
+    For manifests: enough to read one tensor by its range of bytes.
+    """
+    header_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_bytes])
+    metadata = header.pop("__metadata__", None) or {}
+    order = json.loads(metadata[_ORDER]) if _ORDER in metadata else list(header)
+    return [
+        {
+            "name": name,
+            "dtype": header[name]["dtype"],
+            "shape": header[name]["shape"],
+            "begin": 8 + header_bytes + header[name]["data_offsets"][0],
+            "end": 8 + header_bytes + header[name]["data_offsets"][1],
+        }
+        for name in order
+    ]

@@ -1,0 +1,189 @@
+"""The functions' face of the weights store: tensors, claims and outcomes in MongoDB. See runtime.mongo.
+
+An object is uploaded first and published by one small journalled write of its manifest, so a name never
+points at half an object. Whatever is read is checked against its sha256 and its manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from bson import Binary, ObjectId
+from bson.errors import BSONError
+from gridfs import GridFSBucket
+from gridfs.errors import CorruptGridFile, NoFile
+from numpy.typing import NDArray
+from pymongo import MongoClient, ReturnDocument
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from fedkeeper.errors import ObjectDamaged, ObjectMissing, StoreError
+from fedkeeper.runtime import mongo
+from fedkeeper.runtime import tensors as codec
+from fedkeeper.runtime.base import Tensors
+from fedkeeper.runtime.environment import StoreAddress
+from fedkeeper.runtime.wire import Outcome, Ref
+
+T = TypeVar("T")
+_Document = dict[str, Any]
+
+# Kept for the next activation of a warm worker. By process: a connection does not survive a fork, and one
+# that was inherited is left alone, because its sockets are the parent's.
+_opened: dict[tuple[int, StoreAddress], MongoObjects] = {}
+
+
+def open_store(address: StoreAddress) -> MongoObjects:
+    """This process's store at `address`; opened by the first call, and again after `close`.
+
+    Returns at once: the first use connects. Raises StoreRefused for an address that makes no sense.
+    """
+    place = (os.getpid(), address)
+    if place not in _opened:
+        _opened[place] = MongoObjects(address)
+    return _opened[place]
+
+
+class MongoObjects:
+    """runtime.base.ObjectStore over MongoDB. Safe for threads; not for use across a fork (see open_store).
+
+    Every call raises StoreUnavailable when the store is away for `address.wait_s`, StoreRefused on
+    wrong credentials.
+    """
+
+    def __init__(self, address: StoreAddress) -> None:
+        self._address = address
+        try:
+            self._client: MongoClient[_Document] = MongoClient(**mongo.client_options(address))
+        except (PyMongoError, ValueError) as exc:
+            raise mongo.store_error(exc, address, "opening the store") from exc
+        names = mongo.Names(address.collection)
+        self._database = self._client.get_database(address.database, **mongo.database_options())
+        self._objects = self._database[names.objects]
+        self._claims = self._database[names.claims]
+        self._outcomes = self._database[names.outcomes]
+        self._blobs = GridFSBucket(self._database, names.blobs, chunk_size_bytes=mongo.CHUNK_BYTES)
+
+    def put(self, name: str, tensors: Tensors, *, run: str, round_no: int) -> Ref:
+        """Store `tensors` under `name`; the same name again replaces it. Durable when it returns."""
+        data = codec.pack(tensors)
+        ref = Ref(name=name, sha256=hashlib.sha256(data).hexdigest(), nbytes=len(data))
+        manifest: _Document = {
+            "_id": name,
+            "run": run,
+            "round": round_no,
+            "kind": mongo.kind_of(name, run),
+            "sha256": ref.sha256,
+            "nbytes": ref.nbytes,
+            "tensors": codec.describe(data),
+            "at_ms": time.time_ns() // 1_000_000,
+        }
+        if len(data) <= mongo.INLINE_BYTES_MAX:
+            manifest["data"] = Binary(data)
+        else:
+            manifest["blob"] = self._patiently(f"storing {name!r}", lambda: self._upload(name, data))
+        replaced = self._patiently(f"storing {name!r}", lambda: self._publish(manifest))
+        # A repeated publish finds itself.
+        if replaced and replaced.get("blob") not in (None, manifest.get("blob")):
+            with contextlib.suppress(NoFile, PyMongoError):  # the sweep takes what is left over
+                self._blobs.delete(replaced["blob"])
+        return ref
+
+    def get(self, name: str, *, sha256: str = "") -> dict[str, NDArray[np.generic]]:
+        """The tensors under `name`, in their order.
+
+        ObjectMissing; ObjectDamaged if bytes, sha256, manifest and tensors do not agree.
+        """
+        manifest, data = self._patiently(f"reading {name!r}", lambda: self._read(name))
+        found = hashlib.sha256(data).hexdigest()
+        if found != manifest["sha256"]:
+            raise ObjectDamaged(
+                f"{name!r}: sha256 of its bytes is {found}, its manifest says {manifest['sha256']}"
+            )
+        if sha256 and found != sha256:
+            raise ObjectDamaged(f"{name!r}: sha256 is {found}, {sha256} was expected")
+        try:
+            tensors, _ = codec.unpack(data)
+        except ObjectDamaged as exc:
+            raise ObjectDamaged(f"{name!r}: {exc}") from exc
+        if codec.describe(data) != manifest["tensors"]:
+            raise ObjectDamaged(f"{name!r}: the tensors are not those of its manifest")
+        return tensors
+
+    def claim(self, key: str, *, run: str, activation_id: str) -> bool:
+        """True for the first to claim `key`, and for the same activation again; else False."""
+        document = mongo.claim_document(key, run, activation_id, time.time_ns() // 1_000_000)
+        standing = self._patiently(f"claiming {key!r}", lambda: _insert_or_find(self._claims, document))
+        return bool(standing["activation_id"] == activation_id)
+
+    def publish(self, outcome: Outcome) -> bool:
+        """Record what became of a key. The first outcome of a key stands: False if there was another."""
+        document = mongo.outcome_document(outcome)
+        what = f"publishing {outcome.key!r}"
+        return bool(self._patiently(what, lambda: _insert_or_find(self._outcomes, document)) == document)
+
+    def close(self) -> None:
+        """Give the connections back, for all in this process who opened the same address."""
+        _opened.pop((os.getpid(), self._address), None)
+        self._client.close()
+
+    def _upload(self, name: str, data: bytes) -> ObjectId:
+        blob: ObjectId = self._blobs.upload_from_stream(name, data)
+        return blob
+
+    def _publish(self, manifest: _Document) -> _Document | None:
+        for attempt in range(3):
+            try:
+                return self._objects.find_one_and_replace(
+                    {"_id": manifest["_id"]},
+                    manifest,
+                    upsert=True,
+                    projection={"blob": True},
+                    return_document=ReturnDocument.BEFORE,
+                )
+            except DuplicateKeyError:  # another one made the name at this moment: replace theirs
+                if attempt == 2:
+                    raise
+        return None
+
+    def _read(self, name: str) -> tuple[_Document, bytes]:
+        """(manifest, bytes). Read again when it is replaced meanwhile, which takes its blob away."""
+        for _ in range(5):
+            manifest = self._objects.find_one({"_id": name})
+            if manifest is None:
+                raise ObjectMissing(
+                    f"no object {name!r} in {self._address.database}.{self._address.collection}"
+                )
+            if "data" in manifest:
+                return manifest, bytes(manifest["data"])
+            try:
+                with self._blobs.open_download_stream(manifest["blob"]) as stream:
+                    return manifest, stream.read()
+            except (NoFile, CorruptGridFile) as exc:
+                damage = ObjectDamaged(f"{name!r}: its blob cannot be read: {exc}")
+                now = self._objects.find_one({"_id": name}, {"blob": True})
+                if now and now.get("blob") == manifest["blob"]:
+                    raise damage from exc
+        raise StoreError(f"{name!r} was replaced again and again while it was being read")
+
+    def _patiently(self, what: str, act: Callable[[], T]) -> T:
+        patience = mongo.Patience(self._address, what)
+        while True:
+            try:
+                return act()
+            except (PyMongoError, BSONError) as exc:
+                pause_s = patience.pause_after(exc)
+            time.sleep(pause_s)
+
+
+def _insert_or_find(collection: Any, document: _Document) -> Mapping[str, Any]:
+    """The document that stands under this `_id`: ours, or the one that was there first."""
+    try:
+        collection.insert_one(document)
+    except DuplicateKeyError:
+        return collection.find_one({"_id": document["_id"]}) or {**document, "activation_id": None}
+    return document
