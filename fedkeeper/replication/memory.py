@@ -35,7 +35,10 @@ class MemoryLog:
         if self.failure is not None:
             raise self.failure
         command = codec.decode(codec.encode(command))
-        applied = self._apply(self._state, command)
+        try:
+            applied = self._apply(self._state, command)
+        except Exception as exc:
+            raise JournalError(f"{type(command).__name__} cannot be applied: {exc!r}") from exc
         self._state = applied.state
         self._listeners.tell(command, applied)
         return applied
