@@ -128,8 +128,12 @@ _file = EventFile()
 _bound: dict[str, str] = {}  # not context variables: tasks that began earlier must carry the ids too
 
 
-def set_up(*, verbose: bool = False) -> None:
-    """Configure structlog and stdlib logging. Events are kept until `to_folder` says where they go."""
+def set_up(*, verbose: bool = False, level: str = "info") -> None:
+    """Configure structlog and stdlib logging. Events are kept until `to_folder` says where they go.
+
+    `level`: debug | info | warning | error, the least that is written; `verbose` means debug, and stderr.
+    """
+    least = logging.DEBUG if verbose else logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -141,7 +145,7 @@ def set_up(*, verbose: bool = False) -> None:
             _plain_and_redacted,
             _Tee(verbose=verbose),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()

@@ -89,13 +89,15 @@ ACTIVATION_COLUMNS: Final = tuple(field.name for field in fields(ActivationRow))
 
 def round_row(record: RoundRecord) -> RoundRow:
     """The line of one committed round."""
+    # An invocation may be confirmed after its update was counted: no part of a round is negative.
+    invoked_ms = max(record.started_ms, min(record.invoked_ms, record.trained_ms))
     return RoundRow(
         round=record.round,
         loss=record.loss,
         accuracy=record.accuracy,
         train_loss=record.train_loss,
-        invoke_s=_span_s(record.started_ms, record.invoked_ms),
-        train_s=_span_s(max(record.started_ms, record.invoked_ms), record.trained_ms),
+        invoke_s=_span_s(record.started_ms, invoked_ms),
+        train_s=_span_s(invoked_ms, record.trained_ms),
         aggregate_s=round(record.aggregate_s, 3),
         evaluate_s=round(record.evaluate_s, 3),
         total_s=_span_s(record.started_ms, record.aggregated_ms),

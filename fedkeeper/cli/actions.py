@@ -1,0 +1,185 @@
+"""What the commands do, given an opened session. Nothing here knows click."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from rich.console import RenderableType
+from rich.text import Text
+
+from fedkeeper import deployment, logs
+from fedkeeper.cli.interrupts import Interrupts
+from fedkeeper.cli.progress import new_lines, outcome, view
+from fedkeeper.cli.session import Session
+from fedkeeper.cli.show import Screen, live_view, now_ms
+from fedkeeper.core.machine import ENDED
+from fedkeeper.core.model import Applied, Command, Phase, Run
+from fedkeeper.deployment import Line, LineState, Target, failures
+from fedkeeper.errors import FedKeeperError, Interrupted, RunError, RunFailed
+from fedkeeper.report import write_json
+
+NAMED_MAX = 5  # functions named in an error; all have their line above it
+
+log = structlog.get_logger()
+
+
+async def deploy(session: Session, screen: Screen, targets: Sequence[Target] | None = None) -> None:
+    """Deploy `targets` (those of the learning scenario if None); FedKeeperError names what failed."""
+    total = len(session.targets() if targets is None else targets)
+    with screen.deploying("deploying", total) as progress:
+        lines = await session.deploy(progress, targets)
+    _conclude(screen, lines, "deployed")
+
+
+async def remove(session: Session, screen: Screen, targets: Sequence[Target] | None = None) -> None:
+    """Remove `targets` (those of the learning scenario if None); FedKeeperError names what failed."""
+    wanted = session.targets() if targets is None else targets
+    with screen.deploying("removing", len(wanted)) as progress:
+        lines = await deployment.remove(
+            wanted, session.providers, in_flight_max=session.in_flight_max, progress=progress
+        )
+    _conclude(screen, lines, "removed")
+
+
+async def describe(
+    session: Session, screen: Screen, targets: Sequence[Target] | None, *, experiment: str, save: Path | None
+) -> None:
+    """Print what is deployed, a line each; `save`: as JSON with the platforms' own metadata as well."""
+    wanted = session.targets() if targets is None else targets
+    lines = await deployment.describe(wanted, session.providers, in_flight_max=session.in_flight_max)
+    for line in lines:
+        found = line.deployed
+        if found is None:
+            screen.deployment(line)
+        else:
+            note = f": {found.message}" if found.message else ""
+            where = f"{line.cluster}/{line.function}"
+            screen.line(f"{found.state:<10}{where}  version {found.version}  {found.url}{note}")
+    if save is not None:
+        plain = [_metadata(session, line) for line in lines if line.deployed is not None]
+        saved = datetime.now(UTC).isoformat(timespec="seconds")
+        if not write_json(save, {"experiment": experiment, "saved": saved, "functions": plain}):
+            raise FedKeeperError(f"{save}: not written", hint="is there space, and the right to write?")
+        screen.line(f"saved {len(plain)} function(s) to {save}")
+    _raise_failures(screen, lines)
+
+
+async def start(session: Session, screen: Screen, interrupts: Interrupts, *, fresh: bool) -> None:
+    """Deploy what is missing, then start or resume the run and show it until its end.
+
+    RunFailed if it failed; Interrupted after Ctrl-C, when the state is on disk and the run can be resumed.
+    """
+    await deploy(session, screen)
+    known = session.state.runs
+    run_name = await session.start(fresh=fresh)
+    folder = session.folder(run_name)
+    logs.to_folder(folder, run=run_name)
+    _say_start(screen, known.get(run_name), run_name)
+    interrupts.graceful = session.request_stop
+    run = await _watch(session, screen, run_name)
+    interrupts.graceful = None
+    if run.phase not in ENDED:
+        screen.line(outcome(run))
+        hint = "the state is kept: the same command resumes the run"
+        raise Interrupted(f"run {run_name} is stopped in round {run.round}", hint=hint)
+    model, problem = await _export(session, run, folder)
+    screen.summary(run, folder=folder, model=model)
+    log.info("run ended", phase=str(run.phase), rounds=len(run.history), reason=run.reason)
+    if run.phase is not Phase.FINISHED:
+        kind = RunFailed if run.phase is Phase.FAILED else RunError
+        raise kind(f"run {run_name} {outcome(run)}", hint=f"see {folder}/activations.csv and events.jsonl")
+    if problem is not None:
+        raise problem
+
+
+async def _watch(session: Session, screen: Screen, run_name: str) -> Run:
+    """Show what happens to the run until it has ended, or was told to stop."""
+    shown: Run | None = session.state.runs.get(run_name)
+    for text in new_lines(None, shown) if shown is not None and not shown.history else ():
+        screen.line(text)
+
+    def on_applied(_: Command, applied: Applied) -> None:
+        nonlocal shown
+        after = applied.state.runs.get(run_name)
+        if after is None or after is shown:
+            return
+        for text in new_lines(shown, after):
+            screen.line(text)
+        shown = after
+
+    def below() -> RenderableType:
+        return live_view(view(shown, now_ms())) if shown is not None else Text("")
+
+    stop = session.listen(on_applied)
+    try:
+        with screen.live(below):
+            return await session.finished(run_name)
+    finally:
+        stop()
+
+
+def _say_start(screen: Screen, before: Run | None, run_name: str) -> None:
+    if before is None:
+        screen.line(f"run {run_name} starts")
+    elif before.phase in ENDED:
+        screen.line(f"run {run_name} has ended already: {outcome(before)}")
+    else:
+        accuracy = view(before, before.submitted_ms).accuracy
+        reached = "" if accuracy is None else f", accuracy so far {accuracy:.4f}"
+        done = f"{len(before.history)} round(s) are done{reached}"
+        screen.line(f"run {run_name} resumes in round {before.round}: {done}")
+
+
+async def _export(session: Session, run: Run, folder: Path) -> tuple[Path | None, FedKeeperError | None]:
+    """Write the model beside the logs; what hinders that comes after the summary."""
+    path = folder / "model.safetensors"
+    if not run.history:
+        return None, None
+    try:
+        await session.export_model(run.spec.run, path)
+    except (FedKeeperError, OSError) as exc:
+        hint = exc.hint if isinstance(exc, FedKeeperError) else ""
+        return None, RunError(f"the model could not be written to {path}: {exc}", hint=hint)
+    return path, None
+
+
+def _conclude(screen: Screen, lines: Sequence[Line], verb: str) -> None:
+    count = {state: sum(line.state is state for line in lines) for state in LineState}
+    said = ", ".join(f"{number} {state}" for state, number in count.items() if number)
+    screen.line(f"{len(lines)} function(s): {said}" if lines else f"nothing to be {verb}")
+    _raise_failures(screen, lines)
+
+
+def _raise_failures(screen: Screen, lines: Sequence[Line]) -> None:
+    failed = failures(lines)
+    if not failed:
+        return
+    screen.hints(failed)
+    names = [f"{line.cluster}/{line.function}" for line in failed[:NAMED_MAX]]
+    more = f" and {len(failed) - NAMED_MAX} more" if len(failed) > NAMED_MAX else ""
+    raise FedKeeperError(
+        f"{len(failed)} of {len(lines)} function(s) failed: {', '.join(names)}{more}",
+        hint="what went well stands; the same command tries the others again",
+    )
+
+
+def _metadata(session: Session, line: Line) -> dict[str, Any]:
+    """What the platform says of a function, as JSON."""
+    found = line.deployed
+    assert found is not None
+    return {
+        "cluster": line.cluster,
+        "platform": session.providers[line.cluster].platform,
+        "function": line.function,
+        "state": found.state,
+        "version": found.version,
+        "digest": found.digest,
+        "url": found.url,
+        "updated": datetime.fromtimestamp(found.updated_ms / 1000, tz=UTC).isoformat(),
+        "message": found.message,
+        "details": dict(found.details),
+    }

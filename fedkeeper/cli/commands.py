@@ -1,0 +1,276 @@
+"""`main.py`, `deploy.py` and the `fedkeeper` console script: options in, an action out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from fedkeeper.cli import actions
+from fedkeeper.cli.failures import reported
+from fedkeeper.cli.interrupts import Interrupts
+from fedkeeper.cli.opening import SAMPLE, Act, Job, chosen_only, inventory, learning
+from fedkeeper.cli.selection import Choice, select
+from fedkeeper.cli.session import Session
+from fedkeeper.cli.show import Screen
+from fedkeeper.deployment import Target
+from fedkeeper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedkeeper.config import Experiment
+
+CONFIG: Final = "config.yaml"
+CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+Targets = Sequence[Target] | None
+ActOn = Callable[["Experiment", Session, Screen, Targets], Awaitable[None]]
+F = TypeVar("F", bound=Callable[..., Any])
+
+config_option = click.option(
+    "-c",
+    "--configfile",
+    default=CONFIG,
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help=f"The experiment, YAML; see {SAMPLE}.",
+)
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Events and tracebacks on stderr as they come."
+)
+fresh_option = click.option("--fresh", is_flag=True, help="Abandon an unfinished run and start anew.")
+
+
+def selection_options(command: F) -> F:
+    """The options that choose clusters, scenario and functions."""
+    for option in reversed(
+        (
+            click.option("-a", "--all_providers", is_flag=True, help="All clusters."),
+            click.option("-o", "--ow_providers_list", metavar="A,B", help="These OpenWhisk clusters."),
+            click.option("-g", "--gcf_providers_list", metavar="C,D", help="These Google clusters."),
+            click.option(
+                "-s", "--scenario_name", default="", metavar="NAME", help="Scenario [default: all of them]."
+            ),
+            click.option(
+                "-f",
+                "--functions_list",
+                metavar="F,G",
+                help="Functions, each under its own name [default: all of the scenario].",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(context_settings=CONTEXT)
+@config_option
+@click.option("-d", "--deploy", "deploys", is_flag=True, help="Deploy the experiment's functions.")
+@click.option("-r", "--remove", "removes", is_flag=True, help="Remove them.")
+@click.option("-s", "--start_fl", "starts", is_flag=True, help="Deploy what is missing; learn, or resume.")
+@fresh_option
+@verbose_option
+@click.pass_context
+def main(
+    ctx: click.Context,
+    configfile: Path,
+    deploys: bool,
+    removes: bool,
+    starts: bool,
+    fresh: bool,
+    verbose: bool,
+) -> None:
+    """Federated learning over FaaS platforms: deploy an experiment's functions, remove them, or learn."""
+    if deploys + removes + starts != 1:
+        raise click.UsageError("say one of: -d (deploy), -r (remove), -s (start)")
+    if fresh and not starts:
+        raise click.UsageError("--fresh goes with -s")
+    job = Job(config=configfile, verbose=verbose, learn=starts)
+    learning(ctx, job, _of_experiment(deploys=deploys, removes=removes, fresh=fresh))
+
+
+@click.command(context_settings=CONTEXT)
+@config_option
+@selection_options
+@click.option("-d", "--deploy", "deploys", is_flag=True, help="Deploy them.")
+@click.option("-r", "--remove", "removes", is_flag=True, help="Remove them.")
+@click.option("-m", "--get_meta_data", "describes", is_flag=True, help="Save their metadata as JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="File for -m [default: under logs/].")
+@verbose_option
+@click.pass_context
+def deploy(
+    ctx: click.Context,
+    configfile: Path,
+    all_providers: bool,
+    ow_providers_list: str | None,
+    gcf_providers_list: str | None,
+    scenario_name: str,
+    functions_list: str | None,
+    deploys: bool,
+    removes: bool,
+    describes: bool,
+    output: Path | None,
+    verbose: bool,
+) -> None:
+    """Deploy, remove or describe functions on chosen clusters, each under its own name.
+
+    A test of the platforms: `deploy.py -a -d` brings every function of the config to every cluster that it
+    is written for. The clients of an experiment (client_0, ...) are deployed by `main.py -d`.
+    """
+    if deploys + removes > 1 or not (deploys or removes or describes) or (removes and describes):
+        raise click.UsageError("say what to do: -d (deploy), -r (remove), -m (metadata), or -d -m")
+    choice = _choice(
+        all_providers=all_providers,
+        ow_providers_list=ow_providers_list,
+        gcf_providers_list=gcf_providers_list,
+        scenario_name=scenario_name,
+        functions_list=functions_list,
+    )
+    if choice is None:
+        raise click.UsageError("say where: -a (all clusters), -o A,B (OpenWhisk) or -g C,D (Google)")
+
+    async def act(experiment: Experiment, session: Session, screen: Screen, _: Interrupts) -> None:
+        targets = select(inventory(experiment), choice)
+        if deploys:
+            await actions.deploy(session, screen, targets)
+        if removes:
+            await actions.remove(session, screen, targets)
+        if describes:
+            save = output or experiment.logs.folder / f"functions-{experiment.name}.json"
+            await actions.describe(session, screen, targets, experiment=experiment.name, save=save)
+
+    chosen_only(ctx, Job(config=configfile, verbose=verbose), choice, act)
+
+
+@click.group(context_settings=CONTEXT)
+def fedkeeper() -> None:
+    """Federated learning where every client is a function."""
+
+
+@fedkeeper.command("run", context_settings=CONTEXT)
+@config_option
+@fresh_option
+@verbose_option
+@click.pass_context
+def run_command(ctx: click.Context, configfile: Path, fresh: bool, verbose: bool) -> None:
+    """Deploy what is missing, then learn, or resume an unfinished run (as `main.py -s`)."""
+    job = Job(config=configfile, verbose=verbose, learn=True)
+    learning(ctx, job, _of_experiment(deploys=False, removes=False, fresh=fresh))
+
+
+@fedkeeper.command("deploy", context_settings=CONTEXT)
+@config_option
+@selection_options
+@verbose_option
+@click.pass_context
+def deploy_command(ctx: click.Context, /, configfile: Path, verbose: bool, **chosen: Any) -> None:
+    """Deploy the experiment's functions (`main.py -d`), or with -a, -o or -g plain ones (`deploy.py -d`)."""
+    _either(ctx, Job(config=configfile, verbose=verbose), chosen, lambda _, *args: actions.deploy(*args))
+
+
+@fedkeeper.command("remove", context_settings=CONTEXT)
+@config_option
+@selection_options
+@verbose_option
+@click.pass_context
+def remove_command(ctx: click.Context, /, configfile: Path, verbose: bool, **chosen: Any) -> None:
+    """Remove the experiment's functions (`main.py -r`), or with -a, -o or -g plain ones (`deploy.py -r`)."""
+    _either(ctx, Job(config=configfile, verbose=verbose), chosen, lambda _, *args: actions.remove(*args))
+
+
+@fedkeeper.command("functions", context_settings=CONTEXT)
+@config_option
+@selection_options
+@click.option("--output", type=click.Path(path_type=Path), help="Save the metadata to this JSON file too.")
+@verbose_option
+@click.pass_context
+def functions_command(
+    ctx: click.Context, /, configfile: Path, output: Path | None, verbose: bool, **chosen: Any
+) -> None:
+    """List what is deployed of the experiment's functions, or with -a, -o or -g of plain ones."""
+
+    async def act(experiment: Experiment, session: Session, screen: Screen, targets: Targets) -> None:
+        await actions.describe(session, screen, targets, experiment=experiment.name, save=output)
+
+    _either(ctx, Job(config=configfile, verbose=verbose), chosen, act)
+
+
+@fedkeeper.command("sample", context_settings=CONTEXT)
+@click.argument("file", default=SAMPLE, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+def sample_command(file: Path, force: bool) -> None:
+    """Write an experiment that runs as it is to FILE [default: config-sample.yaml]."""
+    from fedkeeper.config.shipped import shipped  # not at the top: `--help` must be quick  # noqa: PLC0415
+
+    with reported(verbose=False):
+        if file.exists() and not force:
+            raise ConfigError(f"{file} is there already", hint="--force replaces it")
+        try:
+            file.write_bytes(shipped(SAMPLE).read_bytes())
+        except OSError as exc:
+            raise ConfigError(f"{file}: cannot be written ({exc})") from exc
+        click.echo(f"wrote {file}; try: fedkeeper run -c {file}")
+
+
+def _of_experiment(*, deploys: bool, removes: bool, fresh: bool) -> Act:
+    async def act(_: Experiment, session: Session, screen: Screen, interrupts: Interrupts) -> None:
+        if deploys:
+            await actions.deploy(session, screen)
+        elif removes:
+            await actions.remove(session, screen)
+        else:
+            await actions.start(session, screen, interrupts, fresh=fresh)
+
+    return act
+
+
+def _either(ctx: click.Context, job: Job, chosen: dict[str, Any], act: ActOn) -> None:
+    """The experiment's own functions, or plain ones where clusters were chosen."""
+    choice = _choice(**chosen)
+
+    async def on_all(experiment: Experiment, session: Session, screen: Screen, _: Interrupts) -> None:
+        await act(experiment, session, screen, None)
+
+    async def on_some(experiment: Experiment, session: Session, screen: Screen, _: Interrupts) -> None:
+        assert choice is not None
+        await act(experiment, session, screen, select(inventory(experiment), choice))
+
+    if choice is None:
+        learning(ctx, job, on_all)
+    else:
+        chosen_only(ctx, job, choice, on_some)
+
+
+def _choice(
+    *,
+    all_providers: bool,
+    ow_providers_list: str | None,
+    gcf_providers_list: str | None,
+    scenario_name: str,
+    functions_list: str | None,
+) -> Choice | None:
+    """What the options choose; None if they name no cluster."""
+    anywhere = ow_providers_list is not None or gcf_providers_list is not None
+    if all_providers and anywhere:
+        raise click.UsageError("-a means all clusters: leave out -o and -g")
+    if not all_providers and not anywhere:
+        if scenario_name or functions_list is not None:
+            raise click.UsageError("-s and -f choose functions; say on which clusters as well: -a, -o or -g")
+        return None
+    return Choice(
+        all_clusters=all_providers,
+        openwhisk=_names("-o", ow_providers_list),
+        google=_names("-g", gcf_providers_list),
+        scenario=scenario_name,
+        functions=_names("-f", functions_list),
+    )
+
+
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise click.UsageError(f"{option} wants names separated by commas, and one of them is empty")
+    return names

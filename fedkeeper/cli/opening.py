@@ -1,0 +1,116 @@
+"""From options to an opened session: load, warn, register secrets, run on a loop, report what is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from pydantic import BaseModel, SecretStr
+
+from fedkeeper import logs
+from fedkeeper.cli.failures import reported
+from fedkeeper.cli.interrupts import Interrupts, execute
+from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
+from fedkeeper.cli.session import Backend, Session, real_backend
+from fedkeeper.cli.show import Screen
+from fedkeeper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedkeeper.config import Experiment
+
+SAMPLE: Final = "config-sample.yaml"
+PLATFORMS: Final = frozenset({"openwhisk", "google"})
+
+Act = Callable[["Experiment", Session, Screen, Interrupts], Awaitable[None]]
+Work = Callable[["Experiment", Backend, Screen, Interrupts], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What every command is told: which config, how talkative, and whether it learns."""
+
+    config: Path
+    verbose: bool
+    learn: bool = False
+
+
+def learning(ctx: click.Context, job: Job, act: Act) -> None:
+    """Open the learning scenario on all its clusters, and act."""
+
+    async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
+        scenario = experiment.learning_name
+        async with backend.open(experiment, scenario=scenario, clusters=None, learn=job.learn) as session:
+            await act(experiment, session, screen, interrupts)
+
+    _perform(ctx, job, work)
+
+
+def chosen_only(ctx: click.Context, job: Job, choice: Choice, act: Act) -> None:
+    """Open the chosen clusters, and act. A wrong name is said before anything is started."""
+
+    async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
+        known = inventory(experiment)
+        select(known, choice)
+        clusters = chosen_clusters(known, choice)
+        scenario = choice.scenario or None
+        async with backend.open(experiment, scenario=scenario, clusters=clusters, learn=False) as session:
+            await act(experiment, session, screen, interrupts)
+
+    _perform(ctx, job, work)
+
+
+def inventory(experiment: Experiment) -> Inventory:
+    """Names of clusters, scenarios and functions in the config."""
+    scenarios: dict[str, dict[str, frozenset[str]]] = {}
+    for name, scenario in experiment.scenarios.items():
+        functions = {
+            function: frozenset(one for one in PLATFORMS if places.on(one) is not None)
+            for function, places in scenario.functions.items()
+        }
+        if hasattr(scenario, "clients_info"):  # its functions have defaults, on every platform
+            for function in (*scenario.server_config.server_manager_functions, scenario.client_function):
+                functions.setdefault(function, PLATFORMS)
+        scenarios[name] = functions
+    clusters = {name: cluster.platform for name, cluster in experiment.clusters().items()}
+    return Inventory(clusters=clusters, scenarios=scenarios)
+
+
+def secrets_of(value: Any) -> Iterator[SecretStr]:
+    """Every secret in a config."""
+    if isinstance(value, SecretStr):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from secrets_of(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from secrets_of(inner)
+
+
+def _perform(ctx: click.Context, job: Job, work: Work) -> None:
+    screen = Screen()
+    logs.set_up(verbose=job.verbose)
+    try:
+        with reported(verbose=job.verbose):
+            _need(job.config)
+            backend = ctx.obj if isinstance(ctx.obj, Backend) else real_backend()
+            experiment = backend.load(job.config)
+            for secret in secrets_of(experiment):
+                logs.register_secret(secret)
+            logs.set_up(verbose=job.verbose, level=experiment.logs.level)
+            for warning in experiment.warnings:
+                screen.warning(warning)
+            execute(partial(work, experiment, backend, screen), say=screen.line)
+    finally:
+        logs.tear_down()
+
+
+def _need(path: Path) -> None:
+    if not path.exists():
+        sample = Path(SAMPLE)
+        how = f"cp {SAMPLE} {path}" if sample.exists() and sample != path else f"fedkeeper sample {path}"
+        raise ConfigError(f"{path}: no such file", hint=f"copy the sample and change it: {how}")

@@ -1,0 +1,196 @@
+"""What people see: one line per event, on a terminal with the live state below; a table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedkeeper import logs
+from fedkeeper.cli.progress import View, best_accuracy, number, outcome, parts, span
+from fedkeeper.core.model import Run
+from fedkeeper.deployment import Line, LineState
+
+STYLES: Final = {
+    LineState.CREATED: "green",
+    LineState.UPDATED: "green",
+    LineState.REMOVED: "green",
+    LineState.FAILED: "bold red",
+    LineState.OUTDATED: "yellow",
+}
+MB: Final = 1024 * 1024
+
+
+class Screen:
+    """Prints; never raises for the terminal's sake, as a closed pipe must not end a run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        self._console = console or Console(highlight=False, markup=False, emoji=False)
+        self._broken = False
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody is looking."""
+        return self._console.is_terminal
+
+    def line(self, text: str, style: str = "") -> None:
+        """One line, without secrets and control characters."""
+        self._print(Text(clean(text), style=style))
+
+    def warning(self, text: str) -> None:
+        """One line on stderr."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"Warning: {clean(text)}\n")
+            sys.stderr.flush()
+
+    def deployment(self, line: Line) -> None:
+        """A function's line, once its state is final."""
+        if line.state is LineState.WORKING:
+            return
+        text = f"{line.state:<10}{line.cluster}/{line.function}"
+        if line.seconds >= 0.05:
+            text += f"  {span(line.seconds)}"
+        if line.problem:
+            text += f": {line.problem}"
+        self.line(text, STYLES.get(line.state, ""))
+
+    @contextlib.contextmanager
+    def deploying(self, verb: str, total: int) -> Iterator[Callable[[Line], None]]:
+        """Lines of functions as they come; on a terminal with a count below."""
+        done: Counter[str] = Counter()
+
+        def show(line: Line) -> None:
+            done["under way" if line.state is LineState.WORKING else "done"] += 1
+            self.deployment(line)
+
+        def below() -> RenderableType:
+            return Text(f"{verb}: {done['done']} of {total} functions", style="cyan")
+
+        with self.live(below):
+            yield show
+
+    @contextlib.contextmanager
+    def live(self, below: Callable[[], RenderableType]) -> Iterator[None]:
+        """Keep `below` under the lines while the block runs, if this is a terminal."""
+        if not self.is_terminal:
+            yield
+            return
+        with Live(get_renderable=below, console=self._console, refresh_per_second=4, transient=True):
+            yield
+
+    def summary(self, run: Run, *, folder: Path, model: Path | None) -> None:
+        """The table at the end, and where everything is."""
+        self._print(run_table(run))
+        if run.history:
+            self._print(time_table(run))
+        self.line(f"logs:  {folder}")
+        if model is not None:
+            self.line(f"model: {model}")
+
+    def hints(self, lines: Iterable[Line]) -> None:
+        """What to try, once each."""
+        for hint in dict.fromkeys(line.hint for line in lines if line.hint):
+            self.line(f"hint: {hint}")
+
+    def _print(self, what: RenderableType) -> None:
+        if self._broken:
+            return
+        try:
+            self._console.print(what, soft_wrap=isinstance(what, Text))
+        except OSError:  # a closed pipe, or a full disk behind a redirection
+            self._broken = True
+
+
+def clean(text: str) -> str:
+    """`text` as it may be printed: what a function wrote could command the terminal."""
+    return "".join(char if char.isprintable() else " " for char in logs.redact(text))
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def live_view(view: View) -> RenderableType:
+    """Two lines and a bar: where the run is."""
+    first = Table.grid(padding=(0, 2))
+    first.add_row(
+        Text(f"round {view.round}/{view.rounds_max} {view.phase}", style="bold cyan"),
+        ProgressBar(total=1.0, completed=view.fraction, width=24),
+        Text(
+            f"accuracy {number(view.accuracy)} (best {number(view.best)}"
+            + (f", target {number(view.target)})" if view.target is not None else ")")
+        ),
+    )
+    return Group(first, Text(status_line(view)))
+
+
+def status_line(view: View) -> str:
+    """The clients of the round, and the time."""
+    clients = f"clients: {view.done} done, {view.running} running, {view.failed} failed"
+    if view.waiting:
+        clients += f", {view.waiting} waiting"
+    if view.gave_up:
+        clients += f", {view.gave_up} gave up"
+    left = "" if view.left_s is None else f"  at most {span(view.left_s)} left"
+    return f"{clients}, of {view.chosen}  {span(view.elapsed_s)} gone{left}"
+
+
+def run_table(run: Run) -> Table:
+    """The figures of a run."""
+    last = run.history[-1] if run.history else None
+    failed = sum(record.failures for record in run.history)
+    gave_up = sum(record.gave_up for record in run.history)
+    sent = sum(record.update_bytes for record in run.history)
+    table = _table(f"run {run.spec.run}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("rounds", f"{len(run.history)} of at most {run.spec.rounds_max}")
+    table.add_row("accuracy, last", number(last.accuracy if last else None))
+    table.add_row("accuracy, best", number(best_accuracy(run)))
+    table.add_row("loss, last", number(last.loss if last else None))
+    table.add_row("updates averaged", str(sum(len(record.updates) for record in run.history)))
+    table.add_row("bytes of updates", f"{sent / MB:.1f} MB")
+    table.add_row("failed attempts", str(failed))
+    table.add_row("clients that gave up", str(gave_up))
+    table.add_row("wall time", span(max(0, run.ended_ms - run.submitted_ms) / 1000 if run.ended_ms else None))
+    table.caption = Text(clean(outcome(run)))
+    return table
+
+
+def time_table(run: Run) -> Table:
+    """Where the time of the rounds went."""
+    table = _table("wall time of the rounds, by part")
+    table.add_column("part")
+    table.add_column("in all", justify="right")
+    table.add_column("a round", justify="right")
+    for part in parts(run):
+        table.add_row(part.name, f"{part.total_s:.2f} s", f"{part.mean_s:.2f} s")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        caption_style="",
+        box=box.ASCII2,
+        show_header=True,
+        header_style="",
+    )
