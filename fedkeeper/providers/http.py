@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import ssl
 import types
 import urllib.request
@@ -141,6 +142,19 @@ def short(text: str) -> str:
 def describe(exc: BaseException) -> str:
     """An exception as part of a sentence; many of aiohttp's have an empty text."""
     return short(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+
+
+def error_text(body: bytes) -> str:
+    """The `error` of the platform's answer, or the beginning of whatever came."""
+    text = body[:4096].decode(errors="replace")
+    try:
+        plain = json.loads(body)
+    except ValueError:
+        return short(text)
+    error = plain.get("error") if isinstance(plain, dict) else None
+    if isinstance(error, dict):  # Google's way
+        error = error.get("message") or error
+    return short(str(error) if error else text)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

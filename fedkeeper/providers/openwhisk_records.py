@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -87,7 +86,7 @@ def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, no
     `wrote`: the request could change something, so that a 5xx leaves open whether it did.
     """
     status = answer.status
-    problem = f"HTTP {status}: {error_text(answer.body)}".rstrip(": ")
+    problem = f"HTTP {status}: {http.error_text(answer.body)}".rstrip(": ")
     if status == 401:
         return AuthenticationRefused(
             cluster, function, problem, status=status, hint="check auth (uuid:key) of this cluster"
@@ -118,16 +117,6 @@ def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, no
             hint="api_host must be the API host itself; https instead of http?",
         )
     return RequestRefused(cluster, function, problem, status=status)
-
-
-def error_text(body: bytes) -> str:
-    """The `error` of the platform's answer, or the beginning of whatever came."""
-    text = body[:4096].decode(errors="replace")
-    try:
-        plain = json.loads(body)
-    except ValueError:
-        return http.short(text)
-    return http.short(str(plain["error"]) if isinstance(plain, dict) and "error" in plain else text)
 
 
 def _retry_after_s(problem: str, headers: Mapping[str, str], now_ms: int) -> float:

@@ -1,0 +1,353 @@
+"""Google Cloud Functions (2nd generation) by its official client; functions are invoked over HTTP.
+
+The client is synchronous: its calls run in threads of our own, each with a limit, none repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self, TypeVar
+
+import aiohttp
+import requests
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth_errors
+from google.cloud import functions_v2 as functions
+from google.protobuf import json_format  # type: ignore[import-untyped]
+from yarl import URL
+
+from fedkeeper.clock import Clock, SystemClock
+from fedkeeper.errors import (
+    DeploymentFailed,
+    FunctionMissing,
+    InvocationUnknown,
+    ProviderUnavailable,
+    RequestRefused,
+)
+from fedkeeper.providers import google_resources as resources
+from fedkeeper.providers import http
+from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.google_calls import REFUSED, Call, Calls
+from fedkeeper.providers.google_login import IdTokens, close_client, open_client
+
+T = TypeVar("T")
+PAGE: Final = 100
+FUNCTIONS_MAX: Final = 5000  # the platform allows 1,000 per region
+POLL_S: Final = (0.05, 5.0)  # first and longest pause between looks at an operation; each 1.5 times the last
+# What the client, its login and its transport raise; JSON that is no message of the API is a ParseError.
+_SDK_ERRORS: Final = (
+    api.GoogleAPIError,
+    auth_errors.GoogleAuthError,
+    requests.RequestException,
+    json_format.ParseError,
+    ValueError,
+)
+
+
+class Google:
+    """The functions of one region of one project. Make it with `open`."""
+
+    platform = "google"
+
+    def __init__(
+        self,
+        cluster: str,
+        parent: str,
+        client: Any,
+        tokens: IdTokens,
+        session: aiohttp.ClientSession,
+        calls: Calls,
+        *,
+        threads: ThreadPoolExecutor,
+        request_timeout_s: float,
+        deploy_timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        self.cluster = cluster
+        self._parent = parent  # projects/p/locations/l
+        self._client = client
+        self._tokens = tokens
+        self._session = session
+        self._calls = calls
+        self._threads = threads
+        self._request_timeout_s = request_timeout_s
+        self._deploy_timeout_s = deploy_timeout_s
+        self._clock = clock
+        self._known: dict[str, tuple[str, int]] = {}  # function -> (url, memory in MB)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        cluster: str,
+        *,
+        project: str,
+        region: str,
+        service_account: Mapping[str, Any] | None = None,
+        api_endpoint: str = "",
+        requests_in_flight_max: int = 8,
+        calls_in_flight_max: int = 1000,
+        connect_timeout_s: float = 10.0,
+        request_timeout_s: float = 60.0,
+        deploy_timeout_s: float = 900.0,
+        clock: Clock | None = None,
+    ) -> AsyncIterator[Self]:
+        """A provider for `project` and `region`, closed at the end.
+
+        Args:
+            cluster: its name in the config.
+            project: project ID.
+            region: e.g. "europe-west3".
+            service_account: the key file's JSON; None: Application Default Credentials.
+            api_endpoint: e.g. "http://127.0.0.1:8085" for the embedded fabric; empty: Google's.
+            requests_in_flight_max: of the management API; each takes a thread.
+            calls_in_flight_max: activations; each takes a connection until it ends.
+            connect_timeout_s: for a connection.
+            request_timeout_s: for an answer of the management API.
+            deploy_timeout_s: for an upload, and for a build or a deletion.
+            clock: tells activations' times.
+
+        Raises:
+            ConfigError: the service account's JSON is not one.
+            AuthenticationRefused: no Application Default Credentials.
+        """
+        clock = clock or SystemClock()
+        threads = ThreadPoolExecutor(requests_in_flight_max, thread_name_prefix=f"google-{cluster}")
+        session = http.open_session(in_flight_max=calls_in_flight_max + requests_in_flight_max)
+        calls = Calls(
+            cluster,
+            session,
+            in_flight_max=calls_in_flight_max,
+            connect_timeout_s=connect_timeout_s,
+            clock=clock,
+        )
+        client = tokens = None
+        loop = asyncio.get_running_loop()
+        try:
+            client = await loop.run_in_executor(threads, open_client, cluster, service_account, api_endpoint)
+            tokens = IdTokens(service_account, threads)
+            yield cls(
+                cluster,
+                f"projects/{project}/locations/{region}",
+                client,
+                tokens,
+                session,
+                calls,
+                threads=threads,
+                request_timeout_s=request_timeout_s,
+                deploy_timeout_s=deploy_timeout_s,
+                clock=clock,
+            )
+        finally:
+            await calls.close()
+            await session.close()
+            if client is not None:
+                await loop.run_in_executor(threads, close_client, client)
+            if tokens is not None:
+                tokens.close()
+            await asyncio.to_thread(threads.shutdown)  # every call in them has a limit
+
+    async def check(self) -> None:
+        """Return if the API answers and lets this account list the region's functions."""
+        await self._list(limit=1)
+
+    async def deploy(self, package: Package) -> Deployed:
+        """Upload, then create or update, then wait for the build (at most `deploy_timeout_s`)."""
+        function = package.function
+        name = self._name(function)
+        existing = await self._find(function)
+        labels: Mapping[str, str] = existing.labels if existing else {}
+        if existing and labels.get(resources.NAME_LABEL, function) != function:
+            raise RequestRefused(
+                self.cluster,
+                function,
+                f"{name.rpartition('/')[2]} is function {labels[resources.NAME_LABEL]!r} already",
+                hint="Cloud Functions knows no underscores: give one of the two another name",
+            )
+        source = await self._upload(package)
+        resource = resources.function_resource(package, name, source, labels)
+        if existing:
+            request: Any = functions.UpdateFunctionRequest(
+                function=resource,
+                update_mask={"paths": resources.UPDATED_FIELDS},
+            )
+            operation = await self._call(function, self._client.update_function, request, wrote=True)
+        else:
+            request = functions.CreateFunctionRequest(
+                parent=self._parent, function=resource, function_id=name.rpartition("/")[2]
+            )
+            operation = await self._call(
+                function, self._client.create_function, request, wrote=True, of_function=False
+            )
+        self._known.pop(function, None)
+        return resources.deployed(await self._finished(function, operation))
+
+    async def remove(self, function: str) -> bool:
+        """Delete it and wait until it is gone; False if there was none."""
+        self._known.pop(function, None)
+        request = functions.DeleteFunctionRequest(name=self._name(function))
+        try:
+            operation = await self._call(function, self._client.delete_function, request, wrote=True)
+        except FunctionMissing:
+            return False
+        await self._finished(function, operation)
+        return True
+
+    async def list(self) -> tuple[Deployed, ...]:
+        """Every function of the region."""
+        return tuple(resources.deployed(found) for found in await self._list(limit=FUNCTIONS_MAX))
+
+    async def invoke(self, function: str, payload: Mapping[str, Any], *, key: str, timeout_s: float) -> str:
+        """POST with an ID token; returns when the request is written, see `google_calls`.
+
+        The activation ID is derived from `key` and travels as Function-Execution-Id. What the platform says
+        afterwards, a 401 or 404 as well, is told by `ended`.
+        """
+        try:
+            body = json.dumps(payload, allow_nan=False).encode()
+        except (TypeError, ValueError) as exc:
+            raise RequestRefused(self.cluster, function, f"payload of {key}: {exc}") from exc
+        url, memory_mb = await self._site(function)
+        try:
+            token = await self._tokens.token(url)
+        except _SDK_ERRORS as exc:
+            raise resources.failure(self.cluster, function, exc, wrote=False) from exc
+        activation_id = resources.activation_id(key)
+        await self._calls.start(
+            Call(
+                activation_id=activation_id,
+                function=function,
+                url=url,
+                body=body,
+                headers={
+                    "Authorization": f"Bearer {token}",
+                    "Content-Type": "application/json",
+                    "Function-Execution-Id": activation_id,
+                },
+                timeout_s=timeout_s,
+                memory_mb=memory_mb,
+            )
+        )
+        return activation_id
+
+    async def ended(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        """Those that were called from here and have answered; no request is made.
+
+        The platform cannot be asked about a single execution: after a restart the earlier ones are unknown.
+        """
+        found = {one: self._calls.ended(one) for one in activation_ids}
+        answered = {one: ended for one, ended in found.items() if ended is not None}
+        for ended in answered.values():
+            if ended.status in REFUSED and ended.function in self._known:
+                self._tokens.forget(self._known.pop(ended.function)[0])
+        return answered
+
+    async def activation(self, activation_id: str) -> Activation | None:
+        """As `ended` gives it: logs are in Cloud Logging, which is another service."""
+        return self._calls.ended(activation_id)
+
+    async def close(self) -> None:
+        """Stop waiting for answers and give their connections back; `open` does the rest at its end."""
+        await self._calls.close()
+        await self._session.close()
+
+    def _name(self, function: str) -> str:
+        return f"{self._parent}/functions/{resources.platform_name(self.cluster, function)}"
+
+    async def _site(self, function: str) -> tuple[str, int]:
+        """URL and memory of a function; asked for once."""
+        if function not in self._known:
+            found = await self._find(function)
+            url = resources.address(found) if found else ""
+            if not found or not url:
+                problem = "no such function" if not found else "it has no URL: its build failed"
+                raise FunctionMissing(self.cluster, function, problem, status=404)
+            self._known[function] = (url, resources.memory_mb(found.service_config.available_memory))
+        return self._known[function]
+
+    async def _find(self, function: str) -> Any | None:
+        request = functions.GetFunctionRequest(name=self._name(function))
+        try:
+            return await self._call(function, self._client.get_function, request, wrote=False)
+        except FunctionMissing:
+            return None
+
+    async def _list(self, *, limit: int) -> Collection[Any]:
+        def fetch(request: Any, **options: Any) -> Collection[Any]:
+            found = []
+            for one in self._client.list_functions(request, **options):
+                found.append(one)
+                if len(found) >= limit:
+                    break
+            return found
+
+        request = functions.ListFunctionsRequest(parent=self._parent, page_size=min(limit, PAGE))
+        return await self._call("", fetch, request, wrote=False, of_function=False)
+
+    async def _upload(self, package: Package) -> Any:
+        """Put the archive where the API says. Its URL is a credential: it must not appear in an error."""
+        function = package.function
+        request = functions.GenerateUploadUrlRequest(
+            parent=self._parent, environment=functions.Environment.GEN_2
+        )
+        place = await self._call(
+            function, self._client.generate_upload_url, request, wrote=False, of_function=False
+        )
+        try:
+            answer = await http.exchange(
+                self._session,
+                "PUT",
+                URL(place.upload_url, encoded=True),  # signed: byte for byte
+                sending=http.Sending(),
+                timeout=aiohttp.ClientTimeout(total=self._deploy_timeout_s),
+                bytes_max=2**20,
+                body=package.archive,
+                headers={"Content-Type": "application/zip"},
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, http.AnswerTooLarge) as exc:
+            problem = f"the archive could not be uploaded: {type(exc).__name__}"
+            raise ProviderUnavailable(self.cluster, function, problem) from None
+        if not 200 <= answer.status < 300:
+            kind = ProviderUnavailable if answer.status >= 500 else RequestRefused
+            raise kind(
+                self.cluster, function, f"HTTP {answer.status} to the archive's upload", status=answer.status
+            )
+        return place.storage_source
+
+    async def _finished(self, function: str, operation: Any) -> Any:
+        """The operation's result. Raises DeploymentFailed with the build's message."""
+        pause_s, longest_s = POLL_S
+        try:
+            async with asyncio.timeout(self._deploy_timeout_s):
+                while not await self._run(operation.done):
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(longest_s, pause_s * 1.5)
+            return await self._run(operation.result)
+        except TimeoutError as exc:
+            raise InvocationUnknown(
+                self.cluster, function, f"not finished after {self._deploy_timeout_s:g} s, still going on"
+            ) from exc
+        except api.GoogleAPICallError as exc:
+            if operation.operation.done:
+                raise DeploymentFailed(self.cluster, function, http.short(str(exc.message))) from exc
+            raise resources.failure(self.cluster, function, exc, wrote=True, of_function=False) from exc
+        except _SDK_ERRORS as exc:
+            raise resources.failure(self.cluster, function, exc, wrote=True) from exc
+
+    async def _call(
+        self, function: str, method: Callable[..., T], request: Any, *, wrote: bool, of_function: bool = True
+    ) -> T:
+        """One call of the API, sent once. The client has no limits of its own: they are passed here."""
+        try:
+            return await self._run(lambda: method(request, retry=None, timeout=self._request_timeout_s))
+        except _SDK_ERRORS as exc:
+            raise resources.failure(
+                self.cluster, function, exc, wrote=wrote, of_function=of_function
+            ) from exc
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
