@@ -1,0 +1,116 @@
+"""Which functions an experiment consists of, and what is in their packages and environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+from pydantic import SecretStr
+
+from fedkeeper import packaging
+from fedkeeper.config import Experiment
+from fedkeeper.config.functions import GoogleFunction, OpenWhiskFunction
+from fedkeeper.config.scenario import Learning
+from fedkeeper.deployment import Target, Wanted
+from fedkeeper.keeper.tasks import FORWARD_FUNCTION
+from fedkeeper.providers.base import Package
+from fedkeeper.runtime.environment import (
+    CLIENTS_VARIABLE,
+    STORE_VARIABLE,
+    ClientAccess,
+    StoreAddress,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packages:
+    """Builds packages, each archive once."""
+
+    experiment: Experiment
+    scenario: str
+    store: StoreAddress | None = field(repr=False)
+    access: Mapping[str, ClientAccess] = field(repr=False)
+    _archives: dict[tuple[Path, str], bytes] = field(default_factory=dict, repr=False)
+
+    def wanted(self, target: Target) -> Wanted:
+        """The package of `target`. ConfigError if its function has no source for that platform."""
+        source_name = self._source_of(target.function)
+        platform = self.experiment.cluster(target.cluster).platform
+        settings = self.experiment.function(self.scenario, source_name, platform)
+        archive = self._archive(self.experiment.source(self.scenario, source_name, platform), platform)
+        package = Package(
+            function=target.function,
+            source=source_name,
+            archive=archive,
+            digest="",
+            entry=settings.entry_point if isinstance(settings, GoogleFunction) else "main",
+            runtime=settings.runtime,
+            image=settings.docker_image if isinstance(settings, OpenWhiskFunction) else "",
+            memory_mb=settings.memory,
+            timeout_s=settings.timeout_s,
+            concurrency=settings.concurrency,
+            environment=self._environment(target, source_name),
+        )
+        digest = packaging.digest(
+            archive,
+            environment=package.environment,
+            entry=package.entry,
+            runtime=package.runtime,
+            image=package.image,
+            memory_mb=package.memory_mb,
+            timeout_s=package.timeout_s,
+            concurrency=package.concurrency,
+        )
+        return Wanted(cluster=target.cluster, package=replace(package, digest=digest))
+
+    def _source_of(self, function: str) -> str:
+        """A client's function is a copy of the client function; every other one is its own."""
+        learning = self._learning()
+        if learning is not None and function in {place.client for place in self.experiment.placements()}:
+            return learning.client_function
+        return function
+
+    def _learning(self) -> Learning | None:
+        scenario = self.experiment.scenario(self.scenario)
+        return scenario if isinstance(scenario, Learning) else None
+
+    def _archive(self, source: Path, platform: str) -> bytes:
+        if (source, platform) not in self._archives:
+            learning = self._learning()
+            include = learning.data_sampling.include if learning is not None else ()
+            self._archives[source, platform] = packaging.build(source, platform, include=include)
+        return self._archives[source, platform]
+
+    def _environment(self, target: Target, source: str) -> dict[str, SecretStr]:
+        """What the function must know, and nothing more: clients of the invoker route get no credentials."""
+        learning = self._learning()
+        if learning is None or self.store is None:
+            return {}
+        client = source == learning.client_function
+        if client and self.experiment.cluster(target.cluster).route == "invoker":
+            return {}
+        if not client and source not in learning.server_config.server_manager_functions:
+            return {}
+        environment = {STORE_VARIABLE: _secret(self.store)}
+        if source == FORWARD_FUNCTION:
+            forwarded = {place.cluster for place in self.experiment.placements() if place.route == "invoker"}
+            access = {name: one for name, one in sorted(self.access.items()) if name in forwarded}
+            environment[CLIENTS_VARIABLE] = _secret(access)
+        return environment
+
+
+def learning_targets(experiment: Experiment) -> tuple[Target, ...]:
+    """Every client under its name on its cluster, the server functions on the server's cluster."""
+    server = experiment.learning.server_config
+    forwarding = any(place.route == "invoker" for place in experiment.placements())
+    functions = [name for name in server.server_manager_functions if forwarding or name != FORWARD_FUNCTION]
+    return (
+        *(Target(cluster=server.server_cluster_name, function=name) for name in functions),
+        *(Target(cluster=place.cluster, function=place.client) for place in experiment.placements()),
+    )
+
+
+def _secret(value: object) -> SecretStr:
+    return SecretStr(msgspec.json.encode(value, order="sorted").decode())

@@ -1,0 +1,176 @@
+"""The engine over a platform in memory: what is invoked, what counts, what a takeover costs."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from fedkeeper.core.model import AttemptStatus, Phase
+from fedkeeper.errors import InvocationUnknown, ProviderUnavailable, StoreUnavailable
+from fedkeeper.runtime.wire import AggregateResult, Refused, encode
+from tests.keeper.world import CLUSTER, World, spec
+
+
+async def test_a_run_goes_through_all_its_rounds(world: World):
+    """Init once, every client once a round, one aggregation a round, then the run is finished."""
+    await world.submit(spec())
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert [record.round for record in run.history] == [1, 2]
+    assert world.platform.worked[0] == "exp-1/init/a0"
+    assert Counter(world.platform.worked) == Counter(
+        ["exp-1/init/a0", "exp-1/r1/aggregate/s0/a0", "exp-1/r2/aggregate/s0/a0"]
+        + [f"exp-1/r{r}/client_{c}/a0" for r in (1, 2) for c in range(3)]
+    )
+
+
+async def test_two_runs_go_on_side_by_side(world: World):
+    """Each has its own outbox and its own end."""
+    await world.submit(spec("exp-1"))
+    await world.submit(spec("exp-2", clients=2))
+    engine = asyncio.ensure_future(world.engine().run())
+    await world.until(lambda: all(run.ended_ms for run in world.log.state.runs.values()))
+    engine.cancel()
+    await asyncio.gather(engine, return_exceptions=True)
+    assert {run.phase for run in world.log.state.runs.values()} == {Phase.FINISHED}
+
+
+async def test_a_client_that_fails_is_invoked_again_under_a_new_key(world: World):
+    """The platform's record of the failure is enough: the function need not have said anything."""
+    world.platform.behave["exp-1/r1/client_1/a0"] = lambda _: {"error": "boom"}
+    await world.submit(spec())
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert "exp-1/r1/client_1/a1" in world.platform.worked
+    assert run.history[0].failures == 1
+    assert run.history[0].gave_up == 0
+
+
+async def test_a_function_that_returns_without_a_result_has_failed(world: World):
+    """Success by the platform's word is not success: the update must be in the store."""
+    world.platform.behave["exp-1/r1/client_1/a0"] = lambda _: {"fine": True}
+    await world.submit(spec())
+    run = await world.finish()
+    [failed] = [one for one in run.ended if one.status is AttemptStatus.FAILED]
+    assert failed.key == "exp-1/r1/client_1/a0"
+    assert "left no result" in failed.reason
+
+
+async def test_a_silent_client_is_invoked_again_when_its_time_is_up(world: World):
+    """A hanging function costs its deadline, not the run."""
+    world.platform.behave["exp-1/r1/client_0/a0"] = lambda _: None
+    await world.submit(spec(client_timeout_ms=200))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert "exp-1/r1/client_0/a1" in world.platform.worked
+
+
+async def test_a_client_without_attempts_left_is_given_up(world: World):
+    """The round goes on with those that are left, down to min_updates."""
+    for number in range(3):
+        world.platform.behave[f"exp-1/r1/client_2/a{number}"] = lambda _: {"error": "no"}
+    await world.submit(spec(min_updates=2, rounds_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert run.history[0].gave_up == 1
+    assert len(run.history[0].updates) == 2
+
+
+async def test_too_few_updates_fail_the_run_and_say_whose_fault_it_was(world: World):
+    """The reason names the round, the numbers and the clients' last words."""
+    for client in range(3):
+        world.platform.behave[f"exp-1/r1/client_{client}/a0"] = lambda _: {"error": "no data"}
+    await world.submit(spec(min_updates=2, attempts_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FAILED
+    assert "round 1: 0 update(s), min_updates is 2" in run.reason
+    assert "no data" in run.reason
+
+
+async def test_refused_updates_are_trained_again_and_never_averaged(world: World):
+    """What the aggregator refuses costs its client an attempt; the next aggregation has the new update."""
+    bad = "exp-1/r1/client_1/a0"
+
+    def refuse(activation_id: str):
+        result = encode(
+            AggregateResult(
+                weights=None, loss=None, accuracy=None, refused=(Refused(key=bad, reason="NaN"),), seconds={}
+            )
+        )
+        world.platform.publish("exp-1/r1/aggregate/s0/a0", "exp-1", activation_id, result=result)
+        return result
+
+    world.platform.behave["exp-1/r1/aggregate/s0/a0"] = refuse
+    await world.submit(spec(rounds_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert bad not in run.history[0].updates
+    assert "exp-1/r1/client_1/a1" in run.history[0].updates
+
+
+async def test_a_platform_that_cannot_be_reached_costs_an_attempt(world: World):
+    """Not sent is definite: the next attempt follows, under its own key."""
+    key = "exp-1/r1/client_0/a0"
+    world.platform.on_invoke[key] = [ProviderUnavailable(CLUSTER, "client_0", "not sent")]
+    await world.submit(spec())
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert key not in world.platform.worked
+    assert "exp-1/r1/client_0/a1" in world.platform.worked
+
+
+async def test_a_lost_answer_loses_no_work(world: World, monkeypatch: pytest.MonkeyPatch):
+    """The request was taken, the answer lost: the claim in the store says so, nobody trains twice."""
+    monkeypatch.setattr("fedkeeper.keeper.invoking.LOOK_AGAIN_S", 0.05)
+    key = "exp-1/r1/client_0/a0"
+    world.platform.lose_answer[key] = InvocationUnknown(CLUSTER, "client_0", "no answer")
+    await world.submit(spec())
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert world.platform.worked.count(key) == 1
+    assert run.history[0].failures == 0
+
+
+async def test_a_missing_function_is_deployed(world: World):
+    """A client that vanished from its platform is put back and invoked, under the same key."""
+    world.platform.deployed = {"fl_server_init", "fl_server_aggregator", "client_0", "client_1"}
+    await world.submit(spec())
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert world.redeployed == [(CLUSTER, "client_2")]
+    assert run.history[0].failures == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_an_engine_killed_at_any_moment_costs_no_training(world: World, seed: int):
+    """Engines are cut off at many moments: the next takes over, no key is worked on twice, none fails."""
+    world.platform.delay_s = 0.01
+    await world.submit(spec(rounds_max=3))
+    for turn in range(1000):
+        engine = asyncio.ensure_future(world.engine(f"k{turn}").run())
+        await asyncio.wait({engine}, timeout=0.003 + 0.0017 * ((seed * 7 + turn * 5) % 13))
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
+        if world.log.state.runs["exp-1"].ended_ms:
+            break
+    run = world.log.state.runs["exp-1"]
+    assert run.phase is Phase.FINISHED
+    assert len(run.history) == 3
+    assert max(Counter(world.platform.worked).values()) == 1
+    assert all(key.endswith("/a0") for key in world.platform.worked)
+
+
+async def test_a_store_that_stays_away_ends_the_engine_not_the_run(world: World):
+    """The engine gives up with the store's error; the state is kept, and the next engine finishes the run."""
+    await world.submit(spec())
+    engine = world.engine()
+
+    async def away(keys: object):
+        raise StoreUnavailable("no answer for 60 s")
+
+    engine._store.outcomes = away  # type: ignore[method-assign,assignment]
+    with pytest.raises(StoreUnavailable):
+        await engine.run()
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert max(Counter(world.platform.worked).values()) == 1

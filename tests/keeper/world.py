@@ -1,0 +1,271 @@
+"""A small platform in memory: functions that behave as told, over the product's own memory store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedkeeper.clock import SystemClock
+from fedkeeper.core.model import ClientPlace, Run, RunSpec, SubmitRun
+from fedkeeper.errors import FunctionMissing
+from fedkeeper.keeper.engine import Engine, Pace
+from fedkeeper.keeper.invoking import Invoker
+from fedkeeper.keeper.tasks import TaskBook
+from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.replication.base import Log
+from fedkeeper.runtime.memory import MemoryObjects
+from fedkeeper.runtime.wire import (
+    AggregateResult,
+    AggregateTask,
+    DataSpec,
+    InitResult,
+    InitTask,
+    ModelSpec,
+    Outcome,
+    PartitionSpec,
+    Ref,
+    Source,
+    TrainingSpec,
+    TrainResult,
+    TrainTask,
+    decode,
+    encode,
+    weights_name,
+)
+from fedkeeper.weights.memory import MemoryUpdates
+
+CLUSTER = "lab"
+Behaviour = Callable[["Platform", str, Mapping[str, Any]], dict[str, Any]]
+
+
+def ref(name: str) -> Ref:
+    """A pointer to an object whose bytes nobody will look at."""
+    return Ref(name=name, sha256="0" * 64, nbytes=8)
+
+
+class Platform:
+    """A Provider whose activations run as tasks; `behave` says what a function does instead of its work."""
+
+    cluster = CLUSTER
+    platform = "openwhisk"
+
+    def __init__(self, objects: MemoryObjects) -> None:
+        self.objects = objects
+        self.invoked: list[str] = []  # keys, in the order of their invocations
+        self.worked: list[str] = []  # keys that were claimed, so that work was done for them
+        self.behave: dict[str, Callable[[str], dict[str, Any] | None]] = {}  # key -> instead of the work
+        self.on_invoke: dict[str, list[Exception]] = {}  # key -> raised instead of taking it
+        self.lose_answer: dict[str, Exception] = {}  # key -> taken, but the answer is lost
+        self.delay_s = 0.0
+        self.deployed: set[str] | None = None  # None: whatever is asked for is there
+        self.records: dict[str, Activation] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._count = 0
+
+    async def check(self) -> None: ...
+
+    async def deploy(self, package: Package) -> Deployed:
+        raise NotImplementedError
+
+    async def remove(self, function: str) -> bool:
+        raise NotImplementedError
+
+    async def list(self) -> tuple[Deployed, ...]:
+        return ()
+
+    async def invoke(self, function: str, payload: Mapping[str, Any], *, key: str, timeout_s: float) -> str:
+        self.invoked.append(key)
+        if errors := self.on_invoke.get(key):
+            raise errors.pop(0)
+        if self.deployed is not None and function not in self.deployed:
+            raise FunctionMissing(self.cluster, function, "HTTP 404", status=404)
+        self._count += 1
+        activation_id = f"{self._count:032x}"
+        task = asyncio.ensure_future(self._run(function, activation_id, key, payload))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        if key in self.lose_answer:
+            raise self.lose_answer.pop(key)
+        return activation_id
+
+    async def ended(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        return {one: self.records[one] for one in activation_ids if one in self.records}
+
+    async def activation(self, activation_id: str) -> Activation | None:
+        return self.records.get(activation_id)
+
+    async def close(self) -> None:
+        for task in tuple(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _run(self, function: str, activation_id: str, key: str, payload: Mapping[str, Any]) -> None:
+        start = SystemClock().now_ms()
+        await asyncio.sleep(self.delay_s)
+        result = self._work(function, activation_id, key, payload)
+        if result is None:
+            return  # hangs: no record, no outcome
+        self.records[activation_id] = Activation(
+            activation_id=activation_id,
+            function=function,
+            ok="error" not in result,
+            status="success" if "error" not in result else "application error",
+            reason=str(result.get("error", "")),
+            result=result,
+            start_ms=start,
+            end_ms=SystemClock().now_ms(),
+            billed_ms=1,
+            memory_mb=256,
+        )
+
+    def _work(
+        self, function: str, activation_id: str, key: str, payload: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        run = str(payload["run"])
+        if not self.objects.claim(key, run=run, activation_id=activation_id):
+            return {"duplicate": True, "key": key}
+        self.worked.append(key)
+        if key in self.behave:
+            return self.behave[key](activation_id)
+        result = encode(_result(function, dict(payload)))
+        self.publish(key, run, activation_id, result=result)
+        return result
+
+    def publish(
+        self,
+        key: str,
+        run: str,
+        activation_id: str,
+        *,
+        result: dict[str, Any] | None = None,
+        reason: str = "",
+    ) -> None:
+        """What a function writes last."""
+        self.objects.publish(
+            Outcome(
+                key=key,
+                run=run,
+                ok=not reason,
+                result=result or {},
+                reason=reason,
+                activation_id=activation_id,
+                at_ms=SystemClock().now_ms(),
+            )
+        )
+
+
+def _result(function: str, payload: dict[str, Any]) -> InitResult | TrainResult | AggregateResult:
+    if function == "fl_server_init":
+        init = decode(InitTask, payload)
+        return InitResult(
+            weights=ref(weights_name(init.run, 0)), samples=dict.fromkeys(init.clients, 10), seconds={}
+        )
+    if function == "fl_server_aggregator":
+        task = decode(AggregateTask, payload)
+        return AggregateResult(
+            weights=ref(weights_name(task.run, task.round)),
+            loss=1 / task.round,
+            accuracy=1 - 1 / (task.round + 1),
+            refused=(),
+            seconds={"aggregate": 0.1, "evaluate": 0.2},
+        )
+    train = decode(TrainTask, payload)
+    return TrainResult(update=ref(train.key), samples=10, loss=0.5, accuracy=0.9, seconds={})
+
+
+BOOK = TaskBook(
+    model=ModelSpec(name="cnn", input_shape=(28, 28, 1)),
+    data=DataSpec(
+        train_images=Source(url="file:///x"),
+        train_labels=Source(url="file:///x"),
+        test_images=Source(url="file:///x"),
+        test_labels=Source(url="file:///x"),
+    ),
+    training=TrainingSpec(optimizer="adam", learning_rate=0.001, local_epochs=1, batch_size=32),
+    partition=PartitionSpec(scheme="iid"),
+    max_model_bytes=1 << 30,
+    client_urls={},
+)
+
+
+def spec(run: str = "exp-1", *, clients: int = 3, **changes: Any) -> RunSpec:
+    """A small run: every client each round, two rounds, quick limits."""
+    values: dict[str, Any] = {
+        "run": run,
+        "digest": "d",
+        "seed": 7,
+        "clients": tuple(
+            ClientPlace(client=f"client_{i}", cluster=CLUSTER, route="direct") for i in range(clients)
+        ),
+        "server_cluster": CLUSTER,
+        "clients_per_round": clients,
+        "rounds_max": 2,
+        "target_accuracy": None,
+        "min_updates": 1,
+        "attempts_max": 3,
+        "client_timeout_ms": 60_000,
+        "server_timeout_ms": 60_000,
+        "round_timeout_ms": 0,
+        "retry_backoff_ms": 0,
+    }
+    return RunSpec(**{**values, **changes})
+
+
+@dataclass
+class World:
+    """A log, a store, a platform; engines come and go."""
+
+    log: Log
+    objects: MemoryObjects
+    platform: Platform
+    redeployed: list[tuple[str, str]] = field(default_factory=list)
+
+    def engine(self, keeper: str = "k1") -> Engine:
+        """A keeper's engine over this world."""
+        updates = MemoryUpdates(self.objects.shelf)
+
+        async def redeploy(cluster: str, function: str) -> None:
+            self.redeployed.append((cluster, function))
+            if self.platform.deployed is not None:
+                self.platform.deployed.add(function)
+
+        clock = SystemClock()
+        return Engine(
+            keeper=keeper,
+            log=self.log,
+            store=updates,
+            invoker=Invoker(
+                providers={CLUSTER: self.platform},
+                store=updates,
+                clock=clock,
+                redeploy=redeploy,
+                in_flight_max=100,
+            ),
+            books=lambda _: BOOK,
+            clock=clock,
+            pace=Pace(poll_min_s=0.002, poll_max_s=0.02, follow_s=0.02),
+        )
+
+    async def submit(self, run_spec: RunSpec) -> None:
+        """Propose the run."""
+        await self.log.propose(SubmitRun(spec=run_spec, at_ms=SystemClock().now_ms()))
+
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 20) -> None:
+        """Wait until `condition` holds."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+                await asyncio.sleep(0.002)
+
+    async def finish(self, run: str = "exp-1", engine: Engine | None = None) -> Run:
+        """Let an engine conduct until `run` has ended."""
+        conducting = asyncio.ensure_future((engine or self.engine()).run())
+        try:
+            await self.until(lambda: conducting.done() or self.log.state.runs[run].ended_ms > 0)
+            if conducting.done():
+                conducting.result()
+        finally:
+            conducting.cancel()
+            await asyncio.gather(conducting, return_exceptions=True)
+        return self.log.state.runs[run]
