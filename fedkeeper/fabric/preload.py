@@ -1,0 +1,185 @@
+"""Zygotes as the pool sees them: which one a function needs, starting it, having it fork and kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkeeper.errors import ServiceError
+from fedkeeper.fabric.inside.frames import DATAGRAM_BYTES_MAX
+
+_PLAIN = (
+    "numpy",
+    "pymongo",
+    "gridfs",
+    "safetensors.numpy",
+    "msgspec",
+    "requests",
+    "google.auth.transport.requests",
+    "google.oauth2.id_token",
+    "google.oauth2.service_account",
+    "flask",
+    "werkzeug.test",
+    "functions_framework",
+)
+PRELOADS: Mapping[str, tuple[str, ...]] = {
+    "tensorflow": ("tensorflow", "keras", *_PLAIN),
+    "plain": _PLAIN,
+    "bare": (),  # for a zip with its own virtualenv, whose versions must not meet ours
+}
+_SCRIPT = Path(__file__).with_name("inside") / "zygote.py"
+_TENSORFLOW = {"tensorflow", "tensorflow-cpu", "keras"}
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+READY_S_MAX = 180.0  # TensorFlow's import takes 2 to 20 s
+ANSWER_S_MAX = 30.0
+# What a zygote and its workers see of our environment: nothing that may be a secret of ours, except that
+# proxies' addresses may hold one; without them a function could not download behind a proxy.
+_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_ONE_THREAD = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+_QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "KERAS_BACKEND": "tensorflow",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def preload_for(folder: Path) -> str:
+    """The key in PRELOADS for a function, learnt from its requirements.txt."""
+    if (folder / "virtualenv").is_dir():
+        return "bare"
+    try:
+        lines = (folder / "requirements.txt").read_text(errors="replace").splitlines()
+    except OSError:
+        return "plain"
+    names = {match.group().lower().replace("_", "-") for line in lines if (match := _REQUIREMENT.match(line))}
+    return "tensorflow" if names & _TENSORFLOW else "plain"
+
+
+def base_environment(temporary: Path) -> dict[str, str]:
+    """Environment of every zygote and worker; `temporary` is the process's own directory."""
+    kept = {name: os.environ[name] for name in (*_PASSED, *_PROXIES) if name in os.environ}
+    if kept.keys() & {"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"}:
+        loopback = "127.0.0.1,localhost"  # the store and the other functions are there
+        for name in ("NO_PROXY", "no_proxy"):
+            kept[name] = f"{kept[name]},{loopback}" if kept.get(name) else loopback
+    own = {"HOME": str(temporary), "TMPDIR": str(temporary)}
+    return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), **_QUIET, **own}
+
+
+class Zygote:
+    """A running zygote process. One request at a time; after a failure it is broken and must be replaced."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._turn = asyncio.Lock()
+        self.start_s = 0.0  # seconds that its imports took
+        self.broken = False
+
+    @classmethod
+    async def start(cls, preload: str, folder: Path, python: str) -> Zygote:
+        """Start one and wait for its imports. Raises ServiceError with the end of its log."""
+        home = folder / f"zygote-{preload}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        log = folder / f"zygote-{preload}.log"
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(python, "-P", str(_SCRIPT), str(theirs.fileno()), str(os.getpid()), *PRELOADS[preload]),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(),),
+                # HOME stays ours until the interpreter has found the user's site-packages.
+                env={**base_environment(home), "HOME": os.environ.get("HOME", str(home))},
+                start_new_session=True,  # a Ctrl-C is for the pool, which then ends it
+            )
+        ours.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+        self = cls(process, ours)
+        try:
+            ready = await self._answer(READY_S_MAX)
+        except BaseException as exc:
+            await self.close()
+            if not isinstance(exc, (OSError, TimeoutError)):
+                raise
+            tail = log.read_text(errors="replace")[-400:].strip()
+            raise ServiceError(
+                f"the {preload} zygote did not start: {exc!r}: {tail}", hint=f"see {log}"
+            ) from exc
+        self.start_s = ready["seconds"]
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def fork(self, order: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Fork a worker that gets `fds` (channel, stdout, stderr). ServiceError when it cannot."""
+        answer = await self._ask({"fork": order}, fds)
+        if "error" in answer:
+            self.broken = True
+            raise ServiceError(f"no worker could be forked: {answer['error']}")
+        return answer
+
+    async def end(self, pid: int) -> int | None:
+        """Kill a worker and its descendants; its wait status, None if that is not known any more."""
+        try:
+            answer = await self._ask({"end": pid}, [])
+        except ServiceError:
+            return None  # the zygote is dead, and its workers died with it
+        status = answer.get("status")
+        return status if isinstance(status, int) else None
+
+    async def _ask(self, request: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        # Shielded: half an exchange would put every later answer out of step.
+        return await asyncio.shield(asyncio.ensure_future(self._exchange(request, fds)))
+
+    async def _exchange(self, request: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        message = json.dumps(request).encode()
+        if len(message) > DATAGRAM_BYTES_MAX:
+            raise ServiceError(f"environment of {len(message)} bytes, {DATAGRAM_BYTES_MAX} are allowed")
+        async with self._turn:
+            if self.broken:
+                raise ServiceError("the zygote is gone")
+            try:
+                socket.send_fds(self._control, [message], fds)
+                return await self._answer(ANSWER_S_MAX)
+            except (OSError, TimeoutError) as exc:
+                self.broken = True
+                raise ServiceError(f"the zygote is gone: {exc!r}") from exc
+
+    async def _answer(self, seconds: float) -> dict[str, Any]:
+        async with asyncio.timeout(seconds):
+            loop = asyncio.get_running_loop()
+            message = await loop.sock_recv(self._control, DATAGRAM_BYTES_MAX)
+        if not message:
+            raise ConnectionResetError("it ended")
+        answer: dict[str, Any] = json.loads(message)
+        return answer
+
+    async def close(self) -> None:
+        """End it, and with it every worker it forked."""
+        self.broken = True
+        self._control.close()  # it kills its workers when it sees this
+        try:
+            async with asyncio.timeout(5):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
