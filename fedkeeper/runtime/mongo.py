@@ -50,7 +50,7 @@ TENSORS = "tensors"
 
 _AUTHENTICATION_CODES = frozenset({13, 18, 8000})  # Unauthorized, AuthenticationFailed, Atlas' own
 _SELECTION_TIMEOUT_S = 2.0  # a look for a primary; Patience looks again
-_SOCKET_TIMEOUT_S = 30.0
+_SOCKET_TIMEOUT_S = (5.0, 30.0)  # least and most: a store that hangs is given up as one that is away
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
         "host": [host.strip() for host in address.hosts.split(",")],
         "serverSelectionTimeoutMS": round(1000 * min(_SELECTION_TIMEOUT_S, max(address.wait_s, 0.1))),
         "connectTimeoutMS": 5_000,
-        "socketTimeoutMS": round(1000 * _SOCKET_TIMEOUT_S),
+        "socketTimeoutMS": _answer_ms(address),
         "waitQueueTimeoutMS": 10_000,
         "maxPoolSize": 20,
         "appname": "fedkeeper",
@@ -112,13 +112,18 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
     return options
 
 
-def database_options() -> dict[str, Any]:
+def _answer_ms(address: StoreAddress) -> int:
+    least, most = _SOCKET_TIMEOUT_S
+    return round(1000 * min(most, max(least, address.wait_s)))
+
+
+def database_options(address: StoreAddress) -> dict[str, Any]:
     """What is read cannot be rolled back, and what is acknowledged is on the disks of a majority."""
     return {
         "codec_options": CodecOptions(tz_aware=True),
         "read_preference": ReadPreference.PRIMARY,
         "read_concern": ReadConcern("majority"),
-        "write_concern": WriteConcern(w="majority", j=True, wtimeout=round(1000 * _SOCKET_TIMEOUT_S)),
+        "write_concern": WriteConcern(w="majority", j=True, wtimeout=_answer_ms(address)),
     }
 
 

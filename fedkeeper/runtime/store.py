@@ -62,7 +62,7 @@ class MongoObjects:
         except (PyMongoError, ValueError) as exc:
             raise mongo.store_error(exc, address, "opening the store") from exc
         names = mongo.Names(address.collection)
-        self._database = self._client.get_database(address.database, **mongo.database_options())
+        self._database = self._client.get_database(address.database, **mongo.database_options(address))
         self._objects = self._database[names.objects]
         self._claims = self._database[names.claims]
         self._outcomes = self._database[names.outcomes]

@@ -301,7 +301,7 @@ class _Guard:
             await client.admin.command("replSetReconfig", config, force=True)
 
     async def _watch_use(self) -> None:
-        """Note whether a FedKeeper process is connected: functions may outlive the keeper that called them."""
+        """Note whether a FedKeeper process is connected: functions may outlive the keeper."""
         async with _connected(self._credentials.admin_options(self._port)) as client:
             while True:
                 try:

@@ -1,0 +1,193 @@
+"""What every weights store must do, on both of its faces: one suite, every store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from fedkeeper.errors import ObjectDamaged, ObjectMissing
+from fedkeeper.runtime.base import ObjectStore
+from fedkeeper.runtime.environment import StoreAddress
+from fedkeeper.runtime.memory import MemoryObjects
+from fedkeeper.runtime.store import MongoObjects, open_store
+from fedkeeper.runtime.wire import Outcome, assignment_name, weights_name
+from fedkeeper.weights.base import UpdateStore
+from fedkeeper.weights.memory import MemoryUpdates
+from fedkeeper.weights.mongo import MongoUpdates
+
+SMALL = {
+    "conv/kernel": np.linspace(-1, 1, 50, dtype=np.float32).reshape(5, 5, 2),
+    "bias": np.zeros(2, np.float32),
+}
+LARGE = {"dense": np.random.default_rng(1).normal(size=(700, 600)).astype(np.float32)}  # 1.7 MB
+
+
+@dataclass
+class Store:
+    """Both faces over the same data, and how to spoil a byte of a stored object."""
+
+    objects: ObjectStore
+    updates: UpdateStore
+    spoil: Callable[[str], None]
+
+
+def outcome(key: str, *, run: str = "run", activation_id: str = "a1") -> Outcome:
+    """What a client that trained would publish."""
+    result = {"samples": 12, "loss": None, "seconds": {"train.step": 0.5, "$x": 1}}
+    return Outcome(
+        key=key,
+        run=run,
+        ok=True,
+        result=result,
+        reason="",
+        activation_id=activation_id,
+        at_ms=1_700_000_000_000,
+    )
+
+
+class StoreContract:
+    """Subclass it once per store and supply the `store` fixture."""
+
+    @pytest.mark.parametrize("tensors", [SMALL, LARGE], ids=["small", "large"])
+    async def test_what_is_put_is_got(self, store, tensors):
+        """Bit for bit, in the order put, under its hash."""
+        ref = store.objects.put("run/w0", tensors, run="run", round_no=0)
+        back = store.objects.get("run/w0", sha256=ref.sha256)
+        assert list(back) == list(tensors)
+        for name, array in tensors.items():
+            assert back[name].dtype == array.dtype
+            np.testing.assert_array_equal(back[name], array)
+
+    async def test_same_tensors_have_the_same_hash(self, store):
+        """The hash is of the tensors, not of when or under what name they were stored."""
+        first = store.objects.put("run/w0", SMALL, run="run", round_no=0)
+        second = store.objects.put("run/w1", dict(SMALL), run="run", round_no=1)
+        assert (first.sha256, first.nbytes) == (second.sha256, second.nbytes)
+
+    @pytest.mark.parametrize("before", [SMALL, LARGE], ids=["small", "large"])
+    @pytest.mark.parametrize("after", [SMALL, LARGE], ids=["small", "large"])
+    async def test_the_same_name_again_replaces(self, store, before, after):
+        """And nothing of what was replaced is left behind."""
+        store.objects.put("run/w0", before, run="run", round_no=0)
+        ref = store.objects.put("run/w0", after, run="run", round_no=0)
+        assert list(store.objects.get("run/w0", sha256=ref.sha256)) == list(after)
+        assert await store.updates.sweep(older_than_s=-60) == 0
+
+    async def test_a_missing_object_is_said_to_be_missing(self, store):
+        """By its name."""
+        with pytest.raises(ObjectMissing, match="run/w9"):
+            store.objects.get("run/w9")
+
+    async def test_another_hash_than_expected_is_damage(self, store):
+        """The caller's reference decides, not what the store believes."""
+        store.objects.put("run/w0", SMALL, run="run", round_no=0)
+        with pytest.raises(ObjectDamaged, match="expected"):
+            store.objects.get("run/w0", sha256="0" * 64)
+
+    @pytest.mark.parametrize("tensors", [SMALL, LARGE], ids=["small", "large"])
+    async def test_a_changed_byte_is_damage(self, store, tensors):
+        """Found on every read, whether or not the caller knows the hash."""
+        store.objects.put("run/w0", tensors, run="run", round_no=0)
+        store.spoil("run/w0")
+        with pytest.raises(ObjectDamaged, match="run/w0"):
+            store.objects.get("run/w0")
+
+    async def test_the_first_claim_wins_and_may_be_repeated(self, store):
+        """A second activation of the same key stands back; the first may ask again."""
+        assert store.objects.claim("run/r1/c0/a0", run="run", activation_id="one")
+        assert not store.objects.claim("run/r1/c0/a0", run="run", activation_id="two")
+        assert store.objects.claim("run/r1/c0/a0", run="run", activation_id="one")
+        claims = await store.updates.claims(["run/r1/c0/a0", "run/r1/c1/a0"])
+        assert {key: claim.activation_id for key, claim in claims.items()} == {"run/r1/c0/a0": "one"}
+        assert claims["run/r1/c0/a0"].at_ms > 1_700_000_000_000
+
+    async def test_the_first_outcome_stands(self, store):
+        """It comes back as it was; publishing the very same again is no conflict."""
+        first = outcome("run/r1/c0/a0")
+        assert store.objects.publish(first)
+        assert not store.objects.publish(replace(first, activation_id="late"))
+        assert store.objects.publish(first)
+        assert await store.updates.outcomes({"run/r1/c0/a0", "run/r1/c1/a0"}) == {first.key: first}
+
+    async def test_no_keys_no_answers(self, store):
+        """Nothing is asked for, nothing is found."""
+        assert await store.updates.outcomes([]) == {}
+        assert await store.updates.claims([]) == {}
+
+    async def test_prune_takes_old_rounds_and_leaves_the_rest(self, store):
+        """Old weights, updates, claims and outcomes go; this round's, other runs' and the data rows stay."""
+        for run in ("run", "run2"):
+            store.objects.put(assignment_name(run, "c0"), {"rows": np.arange(9)}, run=run, round_no=0)
+            for number in range(4):
+                key = f"{run}/r{number}/c0/a0"
+                store.objects.put(weights_name(run, number), LARGE, run=run, round_no=number)
+                store.objects.put(key, SMALL, run=run, round_no=number)
+                store.objects.claim(key, run=run, activation_id="a1")
+                store.objects.publish(outcome(key, run=run))
+        assert await store.updates.prune("run", before_round=2) == 4
+        assert await store.updates.prune("run", before_round=2) == 0
+        keys = [f"{run}/r{number}/c0/a0" for run in ("run", "run2") for number in range(4)]
+        assert set(await store.updates.outcomes(keys)) == set(keys[2:])
+        assert set(await store.updates.claims(keys)) == set(keys[2:])
+        assert list(store.objects.get("run/rows/c0")) == ["rows"]
+        store.objects.get("run/w2")
+        with pytest.raises(ObjectMissing):
+            store.objects.get("run/w1")
+        assert await store.updates.sweep(older_than_s=-60) == 0
+
+    async def test_drop_takes_a_run_and_no_other(self, store):
+        """Its data assignments as well."""
+        for run in ("run", "run2"):
+            store.objects.put(assignment_name(run, "c0"), {"rows": np.arange(9)}, run=run, round_no=0)
+            store.objects.put(weights_name(run, 0), LARGE, run=run, round_no=0)
+            store.objects.publish(outcome(f"{run}/init/a0", run=run))
+        assert await store.updates.drop("run") == 2
+        assert set(await store.updates.outcomes(["run/init/a0", "run2/init/a0"])) == {"run2/init/a0"}
+        with pytest.raises(ObjectMissing):
+            store.objects.get("run/rows/c0")
+        store.objects.get("run2/w0")
+
+    async def test_ping_may_be_repeated(self, store):
+        """It changes nothing that anybody sees."""
+        await store.updates.ping()
+        await store.updates.ping()
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def store(self) -> Store:
+        objects = MemoryObjects()
+
+        def spoil(name: str) -> None:
+            held = objects.shelf.objects[name]
+            held.data = held.data[:-1] + bytes([held.data[-1] ^ 1])
+
+        return Store(objects, MemoryUpdates(objects.shelf), spoil)
+
+
+class TestMongo(StoreContract):
+    @pytest.fixture
+    async def store(self, address: StoreAddress) -> AsyncIterator[Store]:
+        objects = open_store(address)
+        updates = MongoUpdates(address)
+        yield Store(objects, updates, lambda name: spoil(objects, name))
+        await updates.close()
+        objects.close()
+
+
+def spoil(objects: MongoObjects, name: str) -> None:
+    """Flip a bit of the object's last byte, wherever it is stored."""
+    manifest = objects._objects.find_one({"_id": name})
+    assert manifest
+    if "data" in manifest:
+        data = manifest["data"]
+        objects._objects.update_one({"_id": name}, {"$set": {"data": data[:-1] + bytes([data[-1] ^ 1])}})
+        return
+    chunks = objects._database[f"{objects._address.collection}.blobs.chunks"]
+    last = chunks.find_one({"files_id": manifest["blob"]}, sort=[("n", -1)])
+    assert last
+    data = last["data"]
+    chunks.update_one({"_id": last["_id"]}, {"$set": {"data": data[:-1] + bytes([data[-1] ^ 1])}})
