@@ -1,0 +1,29 @@
+"""One YAML file per experiment: read once, whole, typed, frozen; `load` is the way in."""
+
+from fedkeeper.config.experiment import Config, Embedded, Experiment, Logs, Placement
+from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
+from fedkeeper.config.load import load
+from fedkeeper.config.mongo import Mongo
+from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
+from fedkeeper.config.scenario import Learning, Limits, Scenario
+from fedkeeper.config.shipped import shipped
+
+__all__ = [
+    "AnyCluster",
+    "AnyFunction",
+    "Config",
+    "Embedded",
+    "Experiment",
+    "GoogleCluster",
+    "GoogleFunction",
+    "Learning",
+    "Limits",
+    "Logs",
+    "Mongo",
+    "OpenWhiskCluster",
+    "OpenWhiskFunction",
+    "Placement",
+    "Scenario",
+    "load",
+    "shipped",
+]
