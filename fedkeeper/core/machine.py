@@ -38,10 +38,15 @@ ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED)
 _Keyed = (
     InvocationSent | InvocationFailed | WeightsInitialised | UpdateStored | RoundAggregated | UpdatesRefused
 )
+_FENCED = _Keyed | Tick  # what only the conductor may say
 
 
 def apply(state: State, command: Command) -> Applied:
     """Return the state after `command`, what the conductor must now do, or why it changed nothing."""
+    if isinstance(command, _FENCED) and command.epoch != state.epoch:
+        # Raft itself would let a deposed leader's commands through. Its clock has no say any more either.
+        rejected = f"made under epoch {command.epoch}, now is {state.epoch}"
+        return Applied(state=state, rejected=rejected)
     state = replace(state, now_ms=max(state.now_ms, command.at_ms))
     match command:
         case ClaimConductor():
@@ -53,7 +58,7 @@ def apply(state: State, command: Command) -> Applied:
         case ForgetRun():
             return _forget(state, command)
         case Tick():
-            return _fenced(state, command) or _tick(state)
+            return _tick(state)
         case (
             InvocationSent()
             | InvocationFailed()
@@ -62,7 +67,7 @@ def apply(state: State, command: Command) -> Applied:
             | RoundAggregated()
             | UpdatesRefused()
         ):
-            return _fenced(state, command) or _answer(state, command)
+            return _answer(state, command)
         case _:  # pragma: no cover - mypy proves that no command lacks a case
             assert_never(command)
 
@@ -71,13 +76,6 @@ def next_due_ms(state: State) -> int | None:
     """When a Tick would next change something; None if nothing waits for time."""
     due = [at for run in state.runs.values() if run.phase not in ENDED for at in rounds.due_times(run)]
     return min(due, default=None)
-
-
-def _fenced(state: State, command: _Keyed | Tick) -> Applied | None:
-    """Reject what was made under another epoch: Raft itself would let a deposed leader's commands through."""
-    if command.epoch == state.epoch:
-        return None
-    return Applied(state=state, rejected=f"made under epoch {command.epoch}, now is {state.epoch}")
 
 
 def _claim(state: State, command: ClaimConductor) -> Applied:

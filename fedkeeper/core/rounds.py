@@ -147,9 +147,11 @@ def refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) ->
 def tick(run: Run, now_ms: int) -> Step:
     """Release what waited for its time; give up on what had its time."""
     intents: tuple[Intent, ...] = ()
+    if run.phase is Phase.TRAINING and 0 < _round_deadline_ms(run) <= now_ms:
+        run, intents = _cut_training_short(run, now_ms)  # first, or what is abandoned would be released
     for key in tuple(run.outbox):
         attempt = run.outbox.get(key)
-        if attempt is None or run.phase in (Phase.FINISHED, Phase.FAILED, Phase.STOPPED):
+        if attempt is None:
             continue
         if attempt.status is AttemptStatus.PENDING and now_ms >= attempt.not_before_ms:
             run, more = _issue(run, attempt, now_ms)
@@ -160,9 +162,6 @@ def tick(run: Run, now_ms: int) -> Step:
             )
             run, more = failed(run, attempt, reason, now_ms, status=AttemptStatus.SILENT)
             intents += more
-    if run.phase is Phase.TRAINING and 0 < _round_deadline_ms(run) <= now_ms:
-        run, more = _cut_training_short(run, now_ms)
-        intents += more
     return run, intents
 
 
