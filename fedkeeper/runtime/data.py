@@ -13,6 +13,7 @@ import math
 import pkgutil
 import re
 import struct
+import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _KEPT_MAX: Final = 4  # sets of rows in one warm worker
 
 _IDX_DTYPES: Final = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _kept: collections.OrderedDict[object, Examples] = collections.OrderedDict()
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,13 @@ def forget() -> None:
 
 
 def _remembered(key: tuple[Source, Source, str, tuple[int, ...]], rows: NDArray[Any] | None) -> Examples:
-    if key not in _kept:
-        while len(_kept) >= _KEPT_MAX:
-            _kept.popitem(last=False)
-        _kept[key] = _examples(key[0], key[1], rows, key[3])
-    _kept.move_to_end(key)
-    return _kept[key]
+    with _one_at_a_time:
+        if key not in _kept:
+            while len(_kept) >= _KEPT_MAX:
+                _kept.popitem(last=False)
+            _kept[key] = _examples(key[0], key[1], rows, key[3])
+        _kept.move_to_end(key)
+        return _kept[key]
 
 
 def _examples(

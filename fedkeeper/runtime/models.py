@@ -92,7 +92,12 @@ def weights_of(model: Any) -> dict[str, NDArray[np.generic]]:
     The number is the position in the model; Keras' own running numbers ("conv2d_3") are cut off, because
     they depend on what else the process has built.
     """
-    return {name: np.array(variable) for name, variable in zip(_names(model), model.weights, strict=True)}
+    return {name: numpy_of(variable) for name, variable in zip(_names(model), model.weights, strict=True)}
+
+
+def numpy_of(variable: Any) -> NDArray[np.generic]:
+    """A copy of a Keras variable's value."""
+    return np.array(variable.value.numpy())
 
 
 def set_weights(model: Any, tensors: Tensors) -> None:

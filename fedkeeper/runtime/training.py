@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import difflib
+import math
 import threading
 from typing import Any, Final
 
@@ -44,11 +45,12 @@ def train(
     are set anew. Rows are shuffled by SHA-256 of (seed, round, client, epoch). (A stateful `tf.random`
     operation inside a user's own layer is out of reach; keras.random.SeedGenerator is not.)
 
-    Raises TaskError: weights or data that do not fit the model, unknown optimizer.
+    Raises TaskError: weights or data that do not fit the model, unknown optimizer, a setting out of range.
 
     Source: McMahan et al., arXiv:1602.05629v4, Algorithm 1, ClientUpdate; with proximal_mu > 0 the
     gradient of mu/2 * ||w - w_global||^2 is added, Li et al., arXiv:1812.06127, eq. 2.
     """
+    _check(task.training)
     if not _one_at_a_time.acquire(timeout=_WAIT_S):
         raise TaskError(f"another activation has been training in this process for {_WAIT_S:.0f} s")
     try:
@@ -71,10 +73,10 @@ class _Trainer:
         self.model = models.build(model_spec, seed=0)  # weights arrive with every task
         self._optimizer = _optimizer(training.optimizer)
         self._optimizer.build(self.model.trainable_variables)
-        self._fresh = [(v, _compact(np.array(v))) for v in _state(self._optimizer)]
+        self._fresh = [(v, _compact(models.numpy_of(v))) for v in _state(self._optimizer)]
         self._seeds = [v for v in self.model.variables if "seed_generator" in v.path]
         self._anchors = (
-            [tf.Variable(np.array(v), trainable=False) for v in self.model.trainable_variables]
+            [tf.Variable(models.numpy_of(v), trainable=False) for v in self.model.trainable_variables]
             if training.proximal_mu
             else []
         )
@@ -147,6 +149,16 @@ def _trainer(model: ModelSpec, training: TrainingSpec, examples: Examples) -> _T
         _kept[key] = _Trainer(model, training, labels)
     _kept.move_to_end(key)
     return _kept[key]
+
+
+def _check(training: TrainingSpec) -> None:
+    for name in ("local_epochs", "batch_size"):
+        if getattr(training, name) < 1:
+            raise TaskError(f"{name} is {getattr(training, name)}, and must be 1 or more")
+    for name in ("learning_rate", "proximal_mu"):
+        value = getattr(training, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise TaskError(f"{name} is {value}, and must be 0 or more")
 
 
 def _optimizer(name: str) -> Any:

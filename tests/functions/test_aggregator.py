@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from fedkeeper.errors import ObjectDamaged, TaskError
+from fedkeeper.runtime.memory import MemoryObjects
+from fedkeeper.runtime.wire import DataSpec, Ref, UpdateRef, weights_name
+from tests.functions.experiment import BYTES_MAX, CLIENTS, RUN, aggregate_task, train_task
+
+
+def hand_in(
+    store: MemoryObjects, base: Ref, client: str, samples: int, *, seed: int = 0, **change: object
+) -> UpdateRef:
+    """Store an update near the base; `change` puts other tensors in, or takes them out with None."""
+    chance = np.random.Generator(np.random.PCG64(seed))
+    tensors = {
+        name: (value + chance.normal(size=value.shape)).astype(value.dtype)
+        for name, value in store.get(base.name).items()
+    }
+    for name, value in change.items():
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = np.asarray(value)
+    ref = store.put(f"{RUN}/r1/{client}/a0", tensors, run=RUN, round_no=1)
+    return UpdateRef(client=client, update=ref, samples=samples)
+
+
+def test_a_round_of_training_makes_better_weights(
+    client: ModuleType, aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """Three rounds of three clients: the weights get the rounds' names and test accuracy rises."""
+    base, accuracies = initial, []
+    for round_no in (1, 2, 3):
+        trained = [
+            (name, client.run(train_task(data, base, client=name, round_no=round_no), store))
+            for name in CLIENTS
+        ]
+        updates = tuple(
+            UpdateRef(client=name, update=one.update, samples=one.samples) for name, one in trained
+        )
+        result = aggregator.run(aggregate_task(data, base, updates, round_no=round_no), store)
+        assert result.refused == ()
+        assert result.weights.name == weights_name(RUN, round_no)
+        base = result.weights
+        accuracies.append(result.accuracy)
+    assert accuracies[-1] > 0.9
+    assert accuracies[-1] > accuracies[0]
+    assert set(result.seconds) == {"aggregate", "evaluate"}
+
+
+def test_the_average_is_weighted_by_samples(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """Against numpy; and the same task again gives the same bytes."""
+    counts = (10, 30, 160)
+    updates = tuple(hand_in(store, initial, name, n, seed=n) for name, n in zip(CLIENTS, counts, strict=True))
+    task = aggregate_task(data, initial, updates)
+    first = aggregator.run(task, store).weights
+    mean = store.get(first.name)
+    for name, value in mean.items():
+        parts = [store.get(one.update.name)[name].astype(np.float64) * one.samples / 200 for one in updates]
+        np.testing.assert_allclose(value, sum(parts), rtol=1e-6, atol=1e-7)
+    assert aggregator.run(task, store).weights == first
+
+
+def test_every_bad_update_is_named_and_nothing_is_written(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """NaN, infinity, shape, dtype, missing, unknown: each is refused with its reason, good ones are not."""
+    bias = "01:dense1/bias"
+    good = hand_in(store, initial, "good", 5)
+    missing = UpdateRef(client="x", update=Ref(name=f"{RUN}/r1/x/a0", sha256="", nbytes=1), samples=5)
+    other_hash = hand_in(store, initial, "hash", 5)
+    other_hash = replace(other_hash, update=replace(other_hash.update, sha256="0" * 64))
+    updates = (
+        hand_in(store, initial, "nan", 5, **{bias: np.full(16, np.nan, np.float32)}),
+        hand_in(store, initial, "inf", 5, **{bias: np.full(16, np.inf, np.float32)}),
+        hand_in(store, initial, "shape", 5, **{bias: np.zeros(15, np.float32)}),
+        hand_in(store, initial, "dtype", 5, **{bias: np.zeros(16, np.float64)}),
+        hand_in(store, initial, "less", 5, **{bias: None}),
+        hand_in(store, initial, "more", 5, extra=np.zeros(1, np.float32)),
+        hand_in(store, initial, "empty", 0),
+        good,
+        missing,
+        other_hash,
+    )
+    result = aggregator.run(aggregate_task(data, initial, updates), store)
+    reasons = {one.key.split("/")[2]: one.reason for one in result.refused}
+    assert list(reasons) == ["nan", "inf", "shape", "dtype", "less", "more", "empty", "x", "hash"]
+    assert "NaN or infinite" in reasons["nan"]
+    assert "NaN or infinite" in reasons["inf"]
+    assert reasons["shape"] == "tensor '01:dense1/bias' is float32[15], not float32[16]"
+    assert reasons["dtype"] == "tensor '01:dense1/bias' is float64[16], not float32[16]"
+    assert "is missing" in reasons["less"]
+    assert "unknown to the model" in reasons["more"]
+    assert "0 rows" in reasons["empty"]
+    assert "no object" in reasons["x"]
+    assert "sha256" in reasons["hash"]
+    assert (result.weights, result.loss, result.accuracy) == (None, None, None)
+    assert weights_name(RUN, 1) not in store.shelf.objects
+
+
+def test_an_oversized_update_is_refused(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """Above max_model_bytes, even if it would fit the model."""
+    update = hand_in(store, initial, "big", 5)
+    task = replace(aggregate_task(data, initial, (update,)), max_model_bytes=100)
+    assert "at most 100" in aggregator.run(task, store).refused[0].reason
+    assert not aggregator.run(replace(task, max_model_bytes=BYTES_MAX), store).refused
+
+
+def test_an_update_named_twice_is_refused(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """It must not count twice."""
+    update = hand_in(store, initial, "c", 5)
+    result = aggregator.run(aggregate_task(data, initial, (update, update)), store)
+    assert [one.reason for one in result.refused] == ["named more than once"] * 2
+
+
+def test_no_updates_are_an_error(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """The keeper does not ask for that; if it did, the old weights must not get a new name."""
+    with pytest.raises(TaskError, match="no updates"):
+        aggregator.run(aggregate_task(data, initial, ()), store)
+
+
+def test_a_damaged_base_is_an_error_of_the_task(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """It is nobody's update's fault, so nothing is refused."""
+    update = hand_in(store, initial, "c", 5)
+    with pytest.raises(ObjectDamaged):
+        aggregator.run(aggregate_task(data, replace(initial, sha256="0" * 64), (update,)), store)
