@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from fedkeeper.cli import actions
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts
-from fedkeeper.cli.opening import SAMPLE, Act, Job, chosen_only, inventory, learning
+from fedkeeper.cli.opening import Act, Job, chosen_only, inventory, learning
 from fedkeeper.cli.selection import Choice, select
 from fedkeeper.cli.session import Session
 from fedkeeper.cli.show import Screen
+from fedkeeper.config import Experiment, shipped
 from fedkeeper.deployment import Target
 from fedkeeper.errors import ConfigError
 
-if TYPE_CHECKING:
-    from fedkeeper.config import Experiment
-
+SAMPLE: Final = "config-sample.yaml"
 CONFIG: Final = "config.yaml"
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 Targets = Sequence[Target] | None
-ActOn = Callable[["Experiment", Session, Screen, Targets], Awaitable[None]]
+ActOn = Callable[[Experiment, Session, Screen, Targets], Awaitable[None]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 config_option = click.option(
@@ -201,8 +200,6 @@ def functions_command(
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 def sample_command(file: Path, force: bool) -> None:
     """Write an experiment that runs as it is to FILE [default: config-sample.yaml]."""
-    from fedkeeper.config.shipped import shipped  # not at the top: `--help` must be quick  # noqa: PLC0415
-
     with reported(verbose=False):
         if file.exists() and not force:
             raise ConfigError(f"{file} is there already", hint="--force replaces it")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 from pydantic import BaseModel, SecretStr
@@ -17,16 +17,12 @@ from fedkeeper.cli.interrupts import Interrupts, execute
 from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
 from fedkeeper.cli.session import Backend, Session, real_backend
 from fedkeeper.cli.show import Screen
-from fedkeeper.errors import ConfigError
+from fedkeeper.config import Experiment, Learning
 
-if TYPE_CHECKING:
-    from fedkeeper.config import Experiment
-
-SAMPLE: Final = "config-sample.yaml"
 PLATFORMS: Final = frozenset({"openwhisk", "google"})
 
-Act = Callable[["Experiment", Session, Screen, Interrupts], Awaitable[None]]
-Work = Callable[["Experiment", Backend, Screen, Interrupts], Awaitable[None]]
+Act = Callable[[Experiment, Session, Screen, Interrupts], Awaitable[None]]
+Work = Callable[[Experiment, Backend, Screen, Interrupts], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +67,7 @@ def inventory(experiment: Experiment) -> Inventory:
             function: frozenset(one for one in PLATFORMS if places.on(one) is not None)
             for function, places in scenario.functions.items()
         }
-        if hasattr(scenario, "clients_info"):  # its functions have defaults, on every platform
+        if isinstance(scenario, Learning):  # its functions have defaults, on every platform
             for function in (*scenario.server_config.server_manager_functions, scenario.client_function):
                 functions.setdefault(function, PLATFORMS)
         scenarios[name] = functions
@@ -96,7 +92,6 @@ def _perform(ctx: click.Context, job: Job, work: Work) -> None:
     logs.set_up(verbose=job.verbose)
     try:
         with reported(verbose=job.verbose):
-            _need(job.config)
             backend = ctx.obj if isinstance(ctx.obj, Backend) else real_backend()
             experiment = backend.load(job.config)
             for secret in secrets_of(experiment):
@@ -107,10 +102,3 @@ def _perform(ctx: click.Context, job: Job, work: Work) -> None:
             execute(partial(work, experiment, backend, screen), say=screen.line)
     finally:
         logs.tear_down()
-
-
-def _need(path: Path) -> None:
-    if not path.exists():
-        sample = Path(SAMPLE)
-        how = f"cp {SAMPLE} {path}" if sample.exists() and sample != path else f"fedkeeper sample {path}"
-        raise ConfigError(f"{path}: no such file", hint=f"copy the sample and change it: {how}")

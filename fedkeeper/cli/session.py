@@ -7,15 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from fedkeeper.config import Experiment, load
 from fedkeeper.core.model import Run, State
 from fedkeeper.deployment import Line, Progress, Target
 from fedkeeper.providers.base import Provider
 from fedkeeper.replication.base import Listener
-
-if TYPE_CHECKING:
-    from fedkeeper.config import Experiment
 
 
 class Session(Protocol):
@@ -97,7 +95,4 @@ class Backend:
 
 def real_backend() -> Backend:
     """The product's own. Imported only now: `--help` must not wait for the platforms' libraries."""
-    return Backend(
-        load=pkgutil.resolve_name("fedkeeper.config:load"),
-        open=pkgutil.resolve_name("fedkeeper.wiring:open_experiment"),
-    )
+    return Backend(load=load, open=pkgutil.resolve_name("fedkeeper.wiring:open_experiment"))
