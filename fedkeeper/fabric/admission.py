@@ -89,13 +89,14 @@ class Admission:
                 waiting.set_exception(PoolFull("the platform is shutting down"))
 
     def _place(self, revision: Revision) -> Permit | None:
+        slots = revision.limits.concurrency if revision.flavour == "google" else 1
         free = [
             worker
             for worker in self.workers
             if worker.revision.id == revision.id
             and worker.alive
             and not worker.retired
-            and worker.active < revision.limits.concurrency
+            and worker.active < slots
         ]
         if free:  # the one used last: its pages are warm, and the others may expire
             chosen = max(free, key=lambda worker: (worker.active, worker.idle_since))

@@ -5,36 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import os
 import shutil
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkeeper.errors import ServiceError
-from fedkeeper.fabric import verdict
+from fedkeeper.fabric import google_calls, openwhisk_calls
 from fedkeeper.fabric.admission import Admission
 from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, Ran, Revision
-from fedkeeper.fabric.output import ActivationLog
 from fedkeeper.fabric.preload import Zygote, base_environment, preload_for
-from fedkeeper.fabric.verdict import DEVELOPER_ERROR, INTERNAL_ERROR
-from fedkeeper.fabric.worker import Worker, WorkerDied
+from fedkeeper.fabric.worker import Worker
 
 T = TypeVar("T")
-SENTINEL = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX"
-LOGS_S_MAX = 2.0  # how long the end of a log is waited for when the result is there
 WATCH_S = 0.25
-INSTANCE_START_S_MAX = 120.0
-WHY_LINES = 12
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Pool:
@@ -78,19 +65,15 @@ class Pool:
     ) -> Ran:
         """Run one OpenWhisk activation to its end (bounded by its time limit). PoolFull."""
         about = {**context, "activation_id": activation_id}
-        return await self._own(self._run(revision, arguments, about))
+        return await self._own(openwhisk_calls.run(self, revision, arguments, about))
 
     async def serve(self, revision: Revision, request: HttpRequest) -> HttpResponse:
-        """Pass one HTTP request to an instance of a Cloud Function (504 at its time limit). PoolFull.
-
-        At the time limit the instance is killed, with the other requests on it: the real platform lets it
-        go on, and its work then disturbs the next request.
-        """
-        raise NotImplementedError
+        """Pass one HTTP request to an instance of a Cloud Function (504 at its time limit). PoolFull."""
+        return await self._own(google_calls.serve(self, revision, request))
 
     async def check(self, revision: Revision) -> str:
-        """Start one instance of a Cloud Function: empty if it comes up, else why the build failed."""
-        raise NotImplementedError
+        """Start one instance of a Cloud Function: empty if it comes up, else why it failed. PoolFull."""
+        return await self._own(google_calls.check(self, revision))
 
     async def prepare(self, folder: Path) -> None:
         """Start the zygote that the function in `folder` needs, ahead of its first invocation."""
@@ -144,7 +127,7 @@ class Pool:
                 zygote = self._zygotes[preload] = await Zygote.start(preload, self._folder, self._python)
             return zygote
 
-    async def _lease(self, revision: Revision) -> tuple[Worker, bool]:
+    async def lease(self, revision: Revision) -> tuple[Worker, bool]:
         """A worker to make one call of (`release` it afterwards), and whether it is new and bare."""
         permit = await self._admission.admit(revision)
         if permit.worker is not None:
@@ -154,7 +137,7 @@ class Pool:
             await asyncio.gather(*(worker.end("evicted") for worker in permit.evicted))
             zygote = await self._zygote(preload_for(Path(revision.folder)))
             temporary = self._folder.resolve() / "workers" / f"w{next(self._numbers)}"
-            environment = {**base_environment(temporary), **_platform_environment(revision)}
+            environment = {**base_environment(temporary), **_instance_environment(revision)}
             worker = await Worker.start(revision, zygote, temporary, environment, self._ended)
         except BaseException:
             self._admission.not_started(revision)
@@ -167,7 +150,7 @@ class Pool:
             await worker.end("closing")
         return worker, True
 
-    async def _release(self, worker: Worker, *, spoilt: bool) -> None:
+    async def release(self, worker: Worker, *, spoilt: bool) -> None:
         """Give a leased worker back; `spoilt`: it must not serve another call."""
         if spoilt or (worker.retired and worker.active == 1):
             await worker.end("spoilt")
@@ -177,54 +160,6 @@ class Pool:
         if worker.fault in ("", "deadline", "memory"):
             self._counts["killed"] += 1
         self._admission.gone(worker)
-
-    async def _run(self, revision: Revision, arguments: Mapping[str, Any], context: dict[str, str]) -> Ran:
-        accepted_ms = _now_ms()
-        try:
-            worker, cold = await self._lease(revision)
-        except ServiceError as exc:
-            return _failed(accepted_ms, str(exc))
-        start_ms, init_ms, initialising = _now_ms(), None, cold
-        log = ActivationLog(f"{SENTINEL}:{os.urandom(8).hex()}", revision.limits.logs_mb << 20)
-        worker.output.logs.append(log)
-        status, result, spoilt, timed_out = DEVELOPER_ERROR, None, True, False
-        try:
-            if cold:
-                problem = await self._initialise(worker, context, log)
-                init_ms = _now_ms() - start_ms
-            if cold and problem:
-                result = {"error": problem}
-            else:
-                initialising = False
-                head, body = await _send(worker, "run", context, arguments, log)
-                status, result = verdict.of_result(head, body)
-                spoilt = status == DEVELOPER_ERROR
-                await _complete(log)
-        except WorkerDied as died:
-            timed_out = died.fault == "deadline"
-            status, result = verdict.of_death(died, revision.limits, initialising=initialising)
-        end_ms = _now_ms()
-        worker.output.logs.remove(log)
-        await self._release(worker, spoilt=spoilt)
-        return Ran(
-            status=status,
-            result=result,
-            logs=log.lines(unexpected=status == DEVELOPER_ERROR),
-            start_ms=start_ms,
-            end_ms=end_ms,
-            wait_ms=start_ms - accepted_ms,
-            init_ms=init_ms,
-            timed_out=timed_out,
-        )
-
-    async def _initialise(self, worker: Worker, context: dict[str, str], log: ActivationLog) -> str:
-        """Have an OpenWhisk worker import its action: empty, or the platform's words for what failed."""
-        revision = worker.revision
-        request = {"main": revision.entry or "main", "env": dict(revision.environment)}
-        head, _ = await _send(worker, "init", context, request, log)
-        await _complete(log)
-        log.reopen()
-        return str(head["error"])
 
     async def _watch(self) -> None:
         """Measure the workers' memory, and end those that hold too much or have been idle too long."""
@@ -247,42 +182,23 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _send(
-    worker: Worker, kind: str, context: dict[str, str], request: Mapping[str, Any], log: ActivationLog
-) -> tuple[dict[str, Any], bytes]:
-    """One /init or /run. The deadline starts now, whatever time was spent in the queue."""
-    seconds = worker.revision.limits.timeout_ms / 1000
-    about = {**context, "deadline": str(_now_ms() + worker.revision.limits.timeout_ms)}
-    head = {"kind": kind, "marker": log.marker, "context": about}
-    return await worker.call(head, json.dumps(request).encode(), seconds)
-
-
-async def _complete(log: ActivationLog) -> None:
-    """Wait until both streams have shown the marker; not for ever, a function may have closed them."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LOGS_S_MAX):
-            await log.complete.wait()
-
-
 def _lay_out(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.rmtree(folder / "workers", ignore_errors=True)  # of a pool that was killed
     (folder / "workers").mkdir(mode=0o700)
 
 
-def _platform_environment(revision: Revision) -> dict[str, str]:
-    return {}
-
-
-def _failed(accepted_ms: int, problem: str) -> Ran:
-    """An activation for which there was no worker: the platform's own fault."""
-    now = _now_ms()
-    return Ran(
-        status=INTERNAL_ERROR,
-        result={"error": problem},
-        logs=(),
-        start_ms=now,
-        end_ms=now,
-        wait_ms=now - accepted_ms,
-        init_ms=None,
-    )
+def _instance_environment(revision: Revision) -> dict[str, str]:
+    """What a Cloud Functions instance is told when it starts; an OpenWhisk action is told by its init."""
+    if revision.flavour != "google":
+        return {}
+    service = revision.name.rpartition("/")[2]
+    return {
+        **revision.environment,
+        "FUNCTION_TARGET": revision.entry,
+        "FUNCTION_SIGNATURE_TYPE": "http",
+        "K_SERVICE": service,
+        "K_CONFIGURATION": service,
+        "K_REVISION": revision.id,
+        "PORT": "8080",
+    }

@@ -144,7 +144,8 @@ async def test_logs_are_cut_at_their_limit(bench: Bench) -> None:
         (
             "import os; os.kill(os.getpid(), 9)",
             "action developer error",
-            "The action did not produce a valid response and exited unexpectedly: killed by signal 9 (SIGKILL).",
+            "The action did not produce a valid response and exited unexpectedly: "
+            "killed by signal 9 (SIGKILL).",
         ),
     ],
 )

@@ -1,0 +1,76 @@
+"""One activation of an OpenWhisk action: /init if the worker is new, then /run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedkeeper.errors import ServiceError
+from fedkeeper.fabric import verdict
+from fedkeeper.fabric.calling import Leases, completed, not_run, now_ms, open_log
+from fedkeeper.fabric.model import Ran, Revision
+from fedkeeper.fabric.output import ActivationLog
+from fedkeeper.fabric.verdict import DEVELOPER_ERROR
+from fedkeeper.fabric.worker import Worker, WorkerDied
+
+
+async def run(
+    leases: Leases, revision: Revision, arguments: Mapping[str, Any], context: Mapping[str, str]
+) -> Ran:
+    """Run it to its end. `context` becomes __OW_* in the action's environment. Raises PoolFull."""
+    accepted_ms = now_ms()
+    try:
+        worker, cold = await leases.lease(revision)
+    except ServiceError as exc:
+        return not_run(accepted_ms, str(exc))
+    start_ms, init_ms, initialising = now_ms(), None, cold
+    status, result, timed_out, problem = DEVELOPER_ERROR, None, False, ""
+    log = open_log(worker)
+    try:
+        if cold:
+            problem = await _initialise(worker, context, log)
+            init_ms = now_ms() - start_ms
+        initialising = False
+        if problem:
+            result = {"error": problem}
+        else:
+            head, body = await _send(worker, "run", context, arguments, log)
+            status, result = verdict.of_result(head, body)
+            await completed(log)
+    except WorkerDied as died:
+        timed_out = died.fault == "deadline"
+        status, result = verdict.of_death(died, revision.limits, initialising=initialising)
+    end_ms = now_ms()
+    worker.output.logs.remove(log)
+    await leases.release(worker, spoilt=status == DEVELOPER_ERROR)
+    return Ran(
+        status=status,
+        result=result,
+        logs=log.lines(unexpected=status == DEVELOPER_ERROR),
+        start_ms=start_ms,
+        end_ms=end_ms,
+        wait_ms=start_ms - accepted_ms,
+        init_ms=init_ms if init_ms is not None or not cold else end_ms - start_ms,
+        timed_out=timed_out,
+    )
+
+
+async def _initialise(worker: Worker, context: Mapping[str, str], log: ActivationLog) -> str:
+    """Have the worker import its action: empty, or the platform's words for what failed."""
+    revision = worker.revision
+    request = {"main": revision.entry or "main", "env": dict(revision.environment)}
+    head, _ = await _send(worker, "init", context, request, log)
+    await completed(log)
+    log.reopen()
+    return str(head["error"])
+
+
+async def _send(
+    worker: Worker, kind: str, context: Mapping[str, str], request: Mapping[str, Any], log: ActivationLog
+) -> tuple[dict[str, Any], bytes]:
+    """One /init or /run. The deadline starts now, whatever time was spent in the queue."""
+    timeout_ms = worker.revision.limits.timeout_ms
+    about = {**context, "deadline": str(now_ms() + timeout_ms)}
+    head = {"kind": kind, "marker": log.marker, "context": about}
+    return await worker.call(head, json.dumps(request).encode(), timeout_ms / 1000)
