@@ -159,7 +159,7 @@ class Calls:
 def activation(call: Call, answer: http.Answer, *, start_ms: int, end_ms: int) -> Activation:
     """The function's answer, or the platform's in its place. Times are those seen from here."""
     ok = 200 <= answer.status < 300
-    word = _WORDS.get(answer.status, "ok" if ok else f"HTTP {answer.status}")
+    word = "ok" if ok else _WORDS.get(answer.status, "refused")
     reason = "" if ok else f"HTTP {answer.status} {word}: {http.error_text(answer.body)}"
     return Activation(
         activation_id=call.activation_id,

@@ -46,19 +46,20 @@ class Answer:
 
 
 def open_session(
-    *, in_flight_max: int, auth: aiohttp.BasicAuth | None = None, tls: ssl.SSLContext | bool = True
+    *, in_flight_max: int, authorization: str = "", tls: ssl.SSLContext | bool = True
 ) -> aiohttp.ClientSession:
     """A session that keeps no cookies, trusts no environment, and reports how far each request got.
 
-    Close it. Proxies are told per request (see `proxy_for`): with trust_env, aiohttp would also read
-    ~/.netrc, and an entry there collides with our own Authorization header.
+    Close it. `authorization` is that header's value in every request. Proxies are told per request (see
+    `proxy_for`): with trust_env, aiohttp would also read ~/.netrc, and an entry there collides with our
+    own Authorization header.
     """
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(_headers_sent)
     trace.on_request_chunk_sent.append(_chunk_sent)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=in_flight_max, ssl=tls),
-        auth=auth,
+        headers={"Authorization": authorization} if authorization else None,
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[trace],
         trust_env=False,

@@ -78,18 +78,20 @@ class OpenWhisk:
         `auth` is "uuid:key"; namespace "_" is the one the key belongs to. Nothing is sent yet.
         Raises ConfigError if host, key or ca_file cannot be right.
         """
-        login, colon, password = auth.get_secret_value().strip().partition(":")
-        if not (login and colon and password):
+        credentials = auth.get_secret_value().strip()
+        login, _, password = credentials.partition(":")
+        if not (login and password):
             raise ConfigError(f"{cluster}: auth is not of the form uuid:key", hint="see AUTH in ~/.wskprops")
-        session = http.open_session(
-            in_flight_max=requests_in_flight_max,
-            auth=aiohttp.BasicAuth(login, password),
-            tls=http.tls_context(cluster, verify=tls_verify, ca_file=ca_file),
-        )
+        api = _base_url(cluster, api_host, namespace)
+        tls = http.tls_context(cluster, verify=tls_verify, ca_file=ca_file)
         provider = cls(
             cluster=cluster,
-            api=_base_url(cluster, api_host, namespace),
-            session=session,
+            api=api,
+            session=http.open_session(
+                in_flight_max=requests_in_flight_max,
+                authorization="Basic " + base64.b64encode(credentials.encode()).decode(),
+                tls=tls,
+            ),
             slots=asyncio.Semaphore(requests_in_flight_max),
             connect_timeout_s=connect_timeout_s,
             read_timeout_s=read_timeout_s,

@@ -1,0 +1,434 @@
+"""OpenWhisk's answers, one by one: what each means to the keeper (contracts of apache/openwhisk @1fae641)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from fedkeeper.clock import FakeClock
+from fedkeeper.errors import (
+    AuthenticationRefused,
+    ConfigError,
+    FunctionMissing,
+    InvocationUnknown,
+    ProviderError,
+    ProviderUnavailable,
+    RequestRefused,
+    Throttled,
+)
+from fedkeeper.providers import openwhisk as module
+from fedkeeper.providers.base import Package
+from fedkeeper.providers.openwhisk import OpenWhisk
+from tests.providers.conftest import Canned
+
+KEY = "23bc46b1-71f6-4ed5-8c54-816aa4f8c502:123zO3xZCLrMN6v2BKK1dXYFpXlPkccOFqm12CdAsMgRU4VrNZ9lyGVCGuMDGIwP"
+PER_MINUTE = "Too many requests in the last minute (count: 61, allowed: 60)."
+CONCURRENT = "Too many concurrent requests in flight (count: 31, allowed: 30)."
+
+
+@pytest.fixture
+async def whisk(canned: Canned) -> AsyncIterator[OpenWhisk]:
+    """A provider that talks to the canned platform; its clock stands 20 s into a minute."""
+    async with open_to(canned.url) as provider:
+        yield provider
+
+
+def open_to(url: str, **options: Any) -> Any:
+    """A provider with short limits."""
+    limits = {"connect_timeout_s": 2.0, "read_timeout_s": 5.0, "clock": FakeClock(1_800_000_020_000)}
+    return OpenWhisk.open("ow", api_host=url, auth=SecretStr(KEY), **{**limits, **options})
+
+
+def error(text: str) -> dict[str, str]:
+    """OpenWhisk's error body."""
+    return {"error": text, "code": "tid_1"}
+
+
+async def act(whisk: OpenWhisk, what: str) -> Any:
+    """One read or write by name."""
+    match what:
+        case "invoke":
+            return await whisk.invoke("f", {"a": 1}, key="k", timeout_s=1)
+        case "deploy":
+            return await whisk.deploy(package())
+        case "remove":
+            return await whisk.remove("f")
+        case "list":
+            return await whisk.list()
+        case _:
+            return await whisk.check()
+
+
+def package(**changes: Any) -> Package:
+    """A package with a secret."""
+    values: dict[str, Any] = {
+        "function": "client_3",
+        "source": "fl_client",
+        "archive": b"zip",
+        "digest": "d" * 40,
+        "environment": {"STORE": SecretStr("geheim")},
+        "timeout_s": 1.5,
+        "memory_mb": 512,
+    }
+    return Package(**{**values, **changes})
+
+
+REFUSALS = [
+    ("invoke", 400, error("Request defines parameters that are not allowed"), RequestRefused, "not allowed"),
+    ("invoke", 401, error("The supplied authentication is invalid"), AuthenticationRefused, "authentication"),
+    ("invoke", 403, error("not authorized to access 'ns/x'."), AuthenticationRefused, "not authorized"),
+    ("invoke", 404, error("The requested resource does not exist."), FunctionMissing, "does not exist"),
+    ("invoke", 405, error("HTTP method not allowed"), RequestRefused, "405"),
+    ("invoke", 409, error("Resource by this name exists"), RequestRefused, "409"),
+    ("invoke", 413, error("Request larger than allowed: 2 > 1 bytes."), RequestRefused, "larger"),
+    ("invoke", 415, b"unsupported", RequestRefused, "unsupported"),
+    ("invoke", 429, error(PER_MINUTE), Throttled, "last minute"),
+    ("invoke", 429, error(CONCURRENT), Throttled, "in flight"),
+    ("invoke", 302, b"", RequestRefused, "redirected"),
+    ("invoke", 500, error("internal"), InvocationUnknown, "internal"),
+    ("invoke", 502, error("Failed to pull container image 'x'."), InvocationUnknown, "pull"),
+    ("invoke", 503, b"<html>busy</html>", InvocationUnknown, "busy"),
+    ("invoke", 202, b"not json", InvocationUnknown, "not JSON"),
+    ("invoke", 202, {}, InvocationUnknown, "no activationId"),
+    ("invoke", 202, [1], InvocationUnknown, "no activationId"),
+    ("deploy", 400, error("The specified runtime 'x' is not supported"), RequestRefused, "runtime"),
+    ("deploy", 409, error("resource already exists"), RequestRefused, "exists"),
+    ("deploy", 413, error("exec larger than allowed: .."), RequestRefused, "exec"),
+    ("deploy", 500, error("oops"), InvocationUnknown, "oops"),
+    ("remove", 409, error("Concurrent modification"), RequestRefused, "Concurrent"),
+    ("remove", 503, b"", InvocationUnknown, "503"),
+    ("list", 401, error("invalid"), AuthenticationRefused, "invalid"),
+    ("list", 503, b"", ProviderUnavailable, "503"),
+    ("list", 200, {"not": "a list"}, ProviderError, "list was expected"),
+    ("list", 200, b"<html>", ProviderError, "not JSON"),
+    ("check", 401, {"error": "no", "code": 77}, AuthenticationRefused, "no"),  # older releases: a number
+    ("check", 403, error("no"), AuthenticationRefused, "no"),
+]
+
+
+@pytest.mark.parametrize(("what", "status", "body", "kind", "says"), REFUSALS)
+async def test_every_refusal_is_one_typed_error(
+    whisk: OpenWhisk, canned: Canned, what: str, status: int, body: Any, kind: type, says: str
+) -> None:
+    """Its class says what to do, its text what the platform said; nothing is sent twice; no key in it."""
+    canned.reply(status, body)
+    with pytest.raises(kind) as caught:
+        await act(whisk, what)
+    assert type(caught.value) is kind
+    assert says in str(caught.value)
+    assert caught.value.definite is (kind is not InvocationUnknown)
+    assert len(canned.seen) == 1
+    assert KEY.split(":")[1] not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "headers", "wait_s"),
+    [
+        (PER_MINUTE, {}, 40.5),  # the clock stands at :20
+        (PER_MINUTE, {"Date": "Sun, 22 Nov 2026 00:00:50 GMT"}, 10.5),  # the platform's clock is what counts
+        (CONCURRENT, {}, 1.0),
+        (PER_MINUTE, {"Retry-After": "7"}, 7.0),  # a gateway in front
+    ],
+)
+async def test_a_throttled_call_says_when_to_come_back(
+    whisk: OpenWhisk, canned: Canned, text: str, headers: dict[str, str], wait_s: float
+) -> None:
+    """The per-minute window is the clock minute; room for one more in flight comes sooner."""
+    # aiohttp's server always sends a Date of its own, so the first case hides it behind an unreadable one
+    canned.reply(429, error(text), {"Date": "?", **headers})
+    with pytest.raises(Throttled) as caught:
+        await act(whisk, "invoke")
+    assert caught.value.retry_after_s == wait_s
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [("invoke", InvocationUnknown), ("deploy", InvocationUnknown), ("list", ProviderUnavailable)],
+)
+async def test_a_connection_that_breaks_after_sending_leaves_writes_open(
+    whisk: OpenWhisk, canned: Canned, what: str, kind: type
+) -> None:
+    """A POST is sent once: it may be running. A read can simply be asked again."""
+    canned.drop()
+    with pytest.raises(kind):
+        await act(whisk, what)
+    posts = [seen for seen in canned.seen if seen.method == "POST"]
+    assert len(posts) == (what == "invoke")
+
+
+async def test_no_answer_in_time_leaves_an_invocation_open(canned: Canned) -> None:
+    """The read timeout after sending is not a failure of the function."""
+    import asyncio
+
+    canned.hold = asyncio.Event()
+    canned.reply(202, {"activationId": "x"})
+    async with open_to(canned.url, read_timeout_s=0.2) as whisk:
+        with pytest.raises(InvocationUnknown, match="Timeout"):
+            await act(whisk, "invoke")
+
+
+async def test_nothing_is_sent_to_a_port_where_nobody_listens(unused_tcp_port: int) -> None:
+    """Definite: the same key can be sent again."""
+    async with open_to(f"http://127.0.0.1:{unused_tcp_port}") as whisk:
+        with pytest.raises(ProviderUnavailable, match="not sent") as caught:
+            await act(whisk, "invoke")
+    assert caught.value.definite
+
+
+async def test_an_answer_beyond_all_bounds_is_not_held_in_memory(
+    whisk: OpenWhisk, canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an invocation it leaves open what happened."""
+    monkeypatch.setattr(module, "RECORD_BYTES_MAX", 1000)
+    canned.reply(202, b"x" * 5000)
+    with pytest.raises(InvocationUnknown, match="longer than 1000 bytes"):
+        await act(whisk, "invoke")
+
+
+async def test_a_deployment_is_one_put_of_all_that_the_action_needs(whisk: OpenWhisk, canned: Canned) -> None:
+    """init parameters for the environment, no API key for the function, the digest as annotation."""
+    canned.reply(200, {"namespace": "guest", "name": "client_3", "version": "0.0.2", "updated": 7})
+    deployed = await whisk.deploy(package())
+    (seen,) = canned.seen
+    assert (seen.method, seen.path, seen.query) == (
+        "PUT",
+        "/api/v1/namespaces/_/actions/client_3",
+        {"overwrite": "true"},
+    )
+    assert seen.headers["Authorization"] == "Basic " + base64.b64encode(KEY.encode()).decode()
+    assert seen.json == {
+        "exec": {"kind": "python:default", "code": base64.b64encode(b"zip").decode(), "main": "main"},
+        "limits": {"timeout": 1500, "memory": 512, "concurrency": 1},
+        "parameters": [{"key": "STORE", "value": "geheim", "init": True}],
+        "annotations": [
+            {"key": "provide-api-key", "value": False},
+            {"key": "fedkeeper-digest", "value": "d" * 40},
+        ],
+    }
+    assert (deployed.function, deployed.version, deployed.updated_ms) == ("client_3", "0.0.2", 7)
+    assert deployed.url == f"{canned.url}/api/v1/namespaces/guest/actions/client_3"
+
+
+async def test_an_image_makes_it_a_blackbox(whisk: OpenWhisk, canned: Canned) -> None:
+    """TensorFlow never fits in the zip: on a real OpenWhisk the runtime is an image."""
+    canned.reply(200, {})
+    await whisk.deploy(package(image="me/tf:1", runtime="ignored"))
+    executable = canned.seen[0].json["exec"]
+    assert (executable["kind"], executable["image"]) == ("blackbox", "me/tf:1")
+    assert executable["code"]
+
+
+async def test_details_hold_no_secrets(whisk: OpenWhisk, canned: Canned) -> None:
+    """Neither parameters nor code, nor annotations that can be passwords."""
+    canned.reply(
+        200,
+        [
+            {
+                "namespace": "guest/pkg",
+                "name": "f",
+                "version": "0.0.1",
+                "parameters": [{"key": "p", "value": "geheim"}],
+                "exec": {"kind": "python:3.11", "code": "geheim", "binary": True},
+                "limits": {"memory": 256},
+                "annotations": [
+                    {"key": "require-whisk-auth", "value": "geheim"},
+                    {"key": "fedkeeper-digest", "value": "abc"},
+                ],
+            }
+        ],
+    )
+    (deployed,) = await whisk.list()
+    assert "geheim" not in repr(deployed)
+    assert (deployed.function, deployed.digest, deployed.state) == ("pkg/f", "abc", "active")
+    assert deployed.url.endswith("/namespaces/guest/actions/pkg/f")
+    assert deployed.details["exec"] == {"kind": "python:3.11", "binary": True}
+
+
+async def test_the_list_goes_through_all_pages(whisk: OpenWhisk, canned: Canned) -> None:
+    """200 at a time, until a page is not full; a row that shifted onto the next page counts once."""
+    full = [{"namespace": "g", "name": f"f{n}"} for n in range(200)]
+    canned.reply(200, full).reply(200, [full[-1], {"namespace": "g", "name": "last"}])
+    assert len(await whisk.list()) == 201
+    assert [seen.query["skip"] for seen in canned.seen] == ["0", "200"]
+
+
+async def test_remove_tells_whether_there_was_one(whisk: OpenWhisk, canned: Canned) -> None:
+    """A second removal is no error."""
+    canned.reply(200, {"name": "f"}).reply(404, error("The requested resource does not exist."))
+    assert await whisk.remove("f") is True
+    assert await whisk.remove("f") is False
+
+
+async def test_names_are_quoted_in_urls(whisk: OpenWhisk, canned: Canned) -> None:
+    """OpenWhisk's names may have blanks and @; "package/name" stays two segments."""
+    canned.reply(202, {"activationId": "a" * 32})
+    assert await whisk.invoke("pkg/my f@1", {}, key="k", timeout_s=1) == "a" * 32
+    assert canned.seen[0].path == "/api/v1/namespaces/_/actions/pkg/my f@1"
+    assert canned.seen[0].query == {"blocking": "false"}
+
+
+async def test_a_payload_that_is_no_json_is_not_sent(whisk: OpenWhisk, canned: Canned) -> None:
+    """NaN has no place in JSON; OpenWhisk would answer in riddles."""
+    with pytest.raises(RequestRefused, match="payload of k"):
+        await whisk.invoke("f", {"loss": float("nan")}, key="k", timeout_s=1)
+    assert canned.seen == []
+
+
+def record(number: int, **changes: Any) -> dict[str, Any]:
+    """An activation record as the platform writes it."""
+    whole = {
+        "namespace": "guest",
+        "name": "client_3",
+        "activationId": f"{number:032x}",
+        "start": 1000 + number,
+        "end": 1500 + number,
+        "duration": 500,
+        "logs": ["2026-11-21T21:28:00.463142Z    stdout: hi"],
+        "annotations": [
+            {"key": "path", "value": "guest/client_3"},
+            {"key": "limits", "value": {"memory": 512, "timeout": 60000}},
+            {"key": "initTime", "value": 80},
+        ],
+        "response": {"status": "success", "success": True, "result": {"n": number}},
+    }
+    return {**whole, **changes}
+
+
+def summary(number: int) -> dict[str, Any]:
+    """What the list says of it without docs=true."""
+    return {"activationId": f"{number:032x}", "start": 1000 + number, "end": 1500 + number, "statusCode": 0}
+
+
+async def test_a_record_becomes_an_activation(whisk: OpenWhisk, canned: Canned) -> None:
+    """Times, memory, cold start and result; logs only where they were asked for."""
+    canned.reply(200, record(1))
+    whole = await whisk.activation(f"{1:032x}")
+    assert whole is not None
+    assert (whole.function, whole.ok, whole.result, whole.memory_mb) == ("client_3", True, {"n": 1}, 512)
+    assert (whole.start_ms, whole.end_ms, whole.billed_ms, whole.cold) == (1001, 1501, 500, True)
+    assert whole.logs == ("2026-11-21T21:28:00.463142Z    stdout: hi",)
+    (ended,) = (await whisk.ended([f"{1:032x}"], since_ms=0)).values()
+    assert ended.logs == ()
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (
+            {"status": "application error", "success": False, "result": {"error": "boom"}},
+            "application error: boom",
+        ),
+        (
+            {
+                "status": "action developer error",
+                "success": False,
+                "result": {"error": "The action exceeded its time limits of 100 milliseconds."},
+            },
+            "action developer error: The action exceeded its time limits of 100 milliseconds.",
+        ),
+        ({"status": "whisk internal error", "success": False}, "whisk internal error"),
+        (
+            {"status": "application error", "success": False, "result": {"error": {"error": "in"}}},
+            "application error: in",
+        ),
+    ],
+)
+async def test_a_failed_record_says_why(
+    whisk: OpenWhisk, canned: Canned, response: dict[str, Any], reason: str
+) -> None:
+    """In the platform's or the function's own words."""
+    canned.reply(200, record(1, response=response))
+    ended = await whisk.ended([f"{1:032x}"], since_ms=0)
+    (activation,) = ended.values()
+    assert not activation.ok
+    assert activation.reason == reason
+
+
+async def test_a_list_as_result_is_wrapped(whisk: OpenWhisk, canned: Canned) -> None:
+    """OpenWhisk lets actions return arrays."""
+    canned.reply(200, record(1, response={"status": "success", "success": True, "result": [1, 2]}))
+    (activation,) = (await whisk.ended([f"{1:032x}"], since_ms=0)).values()
+    assert activation.result == {"value": [1, 2]}
+
+
+async def test_a_record_that_is_not_written_yet_is_running(whisk: OpenWhisk, canned: Canned) -> None:
+    """404 until then: absent, never failed."""
+    canned.reply(404, error("The requested resource does not exist."))
+    assert await whisk.ended(["a" * 32], since_ms=0) == {}
+    assert await whisk.activation("a" * 32) is None
+
+
+async def test_logs_kept_elsewhere_are_asked_for(whisk: OpenWhisk, canned: Canned) -> None:
+    """Operators may keep logs out of the record; without any, the record is still told."""
+    canned.reply(200, record(1, logs=[])).reply(200, {"logs": ["line"]})
+    found = await whisk.activation(f"{1:032x}")
+    assert found
+    assert found.logs == ("line",)
+    canned.answers.clear()
+    canned.reply(200, record(1, logs=[])).reply(404, error("no"))
+    found = await whisk.activation(f"{1:032x}")
+    assert found
+    assert found.logs == ()
+
+
+async def test_many_running_cost_one_small_request(whisk: OpenWhisk, canned: Canned) -> None:
+    """While none of them has ended only the summaries are fetched."""
+    canned.reply(200, [summary(99)])
+    assert await whisk.ended([f"{n:032x}" for n in range(50)], since_ms=1000) == {}
+    (seen,) = canned.seen
+    assert seen.query == {"since": "1000", "limit": "200", "skip": "0", "docs": "false"}
+
+
+async def test_many_that_ended_come_in_one_page(whisk: OpenWhisk, canned: Canned) -> None:
+    """Two requests for 50 activations; others in the same time are left out."""
+    numbers = range(50)
+    canned.reply(200, [summary(n) for n in (*numbers, 77)]).reply(200, [record(n) for n in (*numbers, 77)])
+    ended = await whisk.ended([f"{n:032x}" for n in (*numbers, 60)], since_ms=1000)
+    assert sorted(ended) == [f"{n:032x}" for n in numbers]
+    assert len(canned.seen) == 2
+    assert canned.seen[1].query["docs"] == "true"
+    assert (canned.seen[1].query["since"], canned.seen[1].query["upto"]) == ("1000", "1049")
+
+
+async def test_pages_too_large_are_fetched_one_by_one(
+    whisk: OpenWhisk, canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much logging must not make the follow-up fail."""
+    monkeypatch.setattr(module, "ENTITY_BYTES_MAX", 2000)
+    canned.reply(200, [summary(n) for n in range(5)]).reply(200, [record(n) for n in range(5)])
+    for number in range(5):
+        canned.reply(200, record(number))
+    canned.reply(500, error("never asked"))
+    ended = await whisk.ended([f"{n:032x}" for n in range(6)], since_ms=0)
+    assert len(canned.seen) == 7
+    assert ended.keys() == {f"{n:032x}" for n in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"auth": SecretStr("nocolon")}, "uuid:key"),
+        ({"api_host": "ftp://x"}, "api_host"),
+        ({"api_host": "https://user:pw@x"}, "api_host"),
+        ({"api_host": "https://x/api/v1"}, "api_host"),
+        ({"ca_file": "/nowhere.pem"}, "ca_file"),
+    ],
+)
+async def test_settings_that_cannot_be_right_are_refused(options: dict[str, Any], says: str) -> None:
+    """Before anything is opened, and without the secret in the text."""
+    with pytest.raises(ConfigError, match=says) as caught:
+        async with OpenWhisk.open("ow", **{"api_host": "https://x", "auth": SecretStr(KEY), **options}):
+            raise AssertionError
+    assert "nocolon" not in str(caught.value)
+    assert "pw" not in str(caught.value)
+
+
+async def test_a_host_without_scheme_gets_tls() -> None:
+    """As `wsk` takes it: APIHOST=openwhisk.example.org."""
+    async with OpenWhisk.open("ow", api_host="ow.example", auth=SecretStr(KEY)) as whisk:
+        assert str(whisk.api) == "https://ow.example/api/v1/namespaces/_"
+        assert KEY not in repr(whisk)
