@@ -81,7 +81,8 @@ def next_due_ms(state: State) -> int | None:
 def _claim(state: State, command: ClaimConductor) -> Applied:
     if command.expected_epoch != state.epoch:
         return Applied(state=state, rejected=f"expected epoch {command.expected_epoch}, now is {state.epoch}")
-    return Applied(state=replace(state, epoch=state.epoch + 1, conductor=command.keeper))
+    runs = {name: rounds.taken_over(run, state.now_ms) for name, run in state.runs.items()}
+    return Applied(state=replace(state, epoch=state.epoch + 1, conductor=command.keeper, runs=runs))
 
 
 def _submit(state: State, command: SubmitRun) -> Applied:

@@ -60,6 +60,21 @@ def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
     return run
 
 
+def taken_over(run: Run, now_ms: int) -> Run:
+    """There is a new conductor: what it must send, perhaps again, has its time from now on.
+
+    Else what nobody sent while there was no conductor would be given up, and invoked anew, the moment
+    it is sent at last.
+    """
+    outbox = {
+        key: replace(one, issued_ms=now_ms, deadline_ms=now_ms + _timeout_ms(run.spec, one.kind))
+        if one.status is AttemptStatus.SENDING
+        else one
+        for key, one in run.outbox.items()
+    }
+    return replace(run, outbox=outbox)
+
+
 def failed(
     run: Run, attempt: Attempt, reason: str, now_ms: int, *, status: AttemptStatus = AttemptStatus.FAILED
 ) -> Step:

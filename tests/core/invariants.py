@@ -1,0 +1,162 @@
+"""What must hold of every state, and of every step from one to the next, whatever was commanded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from fedkeeper.core.machine import ENDED
+from fedkeeper.core.model import (
+    Applied,
+    AttemptStatus,
+    ClaimConductor,
+    Command,
+    Invoke,
+    Kind,
+    Phase,
+    RoundCommitted,
+    Run,
+    RunEnded,
+    State,
+)
+from fedkeeper.core.selection import choose_clients
+from fedkeeper.core.stopping import reached_the_end
+
+UNDER_WAY = (AttemptStatus.PENDING, AttemptStatus.SENDING, AttemptStatus.RUNNING)
+
+
+def check_step(before: State, command: Command, applied: Applied) -> None:
+    """Assert everything about one step."""
+    after = applied.state
+    check_state(after)
+    assert before.now_ms <= after.now_ms <= max(before.now_ms, command.at_ms)
+    if applied.rejected:
+        assert applied.intents == ()
+        assert replace(after, now_ms=before.now_ms) == before, "a rejected command changed something"
+    epoch = getattr(command, "epoch", before.epoch)
+    if epoch != before.epoch:
+        assert applied == Applied(state=before, rejected=applied.rejected), "an older epoch was not fenced"
+        assert applied.rejected
+    claimed = isinstance(command, ClaimConductor) and not applied.rejected
+    assert after.epoch == before.epoch + claimed
+    assert len(set(applied.intents)) == len(applied.intents)
+    for intent in applied.intents:
+        if isinstance(intent, Invoke):
+            attempt = after.runs[intent.run].outbox[intent.key]
+            assert attempt.status is AttemptStatus.SENDING
+            earlier = before.runs[intent.run].outbox.get(intent.key) if intent.run in before.runs else None
+            assert earlier is None or earlier.status is AttemptStatus.PENDING, "invoked twice"
+    for name in before.runs.keys() & after.runs.keys():
+        _check_run_step(before.runs[name], after.runs[name], applied)
+
+
+def _check_run_step(before: Run, after: Run, applied: Applied) -> None:
+    name = after.spec.run
+    assert after.spec == before.spec
+    if before.phase in ENDED:
+        assert after == before, "a run went on after its end"
+        return
+    new_rounds = after.history[len(before.history) :]
+    assert after.history[: len(before.history)] == before.history, "history was rewritten"
+    assert len(new_rounds) <= 1
+    committed = [
+        intent for intent in applied.intents if isinstance(intent, RoundCommitted) and intent.run == name
+    ]
+    assert [intent.round for intent in committed] == [record.round for record in new_rounds]
+    told = [intent for intent in applied.intents if isinstance(intent, RunEnded) and intent.run == name]
+    assert len(told) == (after.phase in ENDED)
+    # No key comes back once it has left the outbox: a late answer finds nothing.
+    gone = before.outbox.keys() - after.outbox.keys()
+    ended = Counter(attempt.key for attempt in after.ended)
+    assert all(count == 1 for count in ended.values())
+    if after.round == before.round:
+        assert gone <= ended.keys(), "an attempt vanished without a record"
+        assert not (after.outbox.keys() - before.outbox.keys()) & {one.key for one in before.ended}
+
+
+def check_state(state: State) -> None:
+    """Assert everything about one state."""
+    assert state.now_ms >= 0
+    for name, run in state.runs.items():
+        assert run.spec.run == name
+        _check_run(run)
+        _check_outbox(run)
+        _check_history(run)
+
+
+def _check_run(run: Run) -> None:
+    spec = run.spec
+    if run.phase in ENDED:
+        assert not run.outbox
+        assert run.ended_ms >= run.submitted_ms
+        assert bool(run.reason) or run.phase is not Phase.FAILED
+    else:
+        assert run.outbox, "an unfinished run that waits for nothing would never end"
+    if run.phase is Phase.INITIALISING:
+        assert (run.round, run.weights, run.chosen) == (0, None, ())
+    elif run.phase in (Phase.TRAINING, Phase.AGGREGATING):
+        assert 1 <= run.round <= spec.rounds_max
+        assert run.round == len(run.history) + 1
+        assert run.weights is not None
+        clients = [place.client for place in spec.clients]
+        assert run.chosen == choose_clients(
+            clients, spec.clients_per_round, seed=spec.seed, round_no=run.round
+        )
+    assert run.updates.keys() <= set(run.chosen)
+    assert not run.updates.keys() & run.gave_up.keys()
+    by_key = {attempt.key: attempt for attempt in run.ended}
+    for client, update in run.updates.items():
+        assert update.client == client
+        assert update.samples >= 1
+        assert by_key[update.key].status is AttemptStatus.OK
+        assert (by_key[update.key].client, by_key[update.key].round) == (client, run.round)
+
+
+def _check_outbox(run: Run) -> None:
+    waited_for = Counter((one.kind, one.client) for one in run.outbox.values())
+    assert all(count == 1 for count in waited_for.values()), "two attempts for the same purpose at a time"
+    kinds = {one.kind for one in run.outbox.values()}
+    expected = {
+        Phase.INITIALISING: {Kind.INIT},
+        Phase.TRAINING: {Kind.TRAIN},
+        Phase.AGGREGATING: {Kind.AGGREGATE},
+    }
+    assert kinds <= expected.get(run.phase, set())
+    for key, attempt in run.outbox.items():
+        assert attempt.key == key
+        assert key.startswith(f"{run.spec.run}/")
+        assert (attempt.run, attempt.round) == (run.spec.run, run.round)
+        assert attempt.status in UNDER_WAY
+        assert attempt.deadline_ms > 0 or attempt.status is AttemptStatus.PENDING
+        if attempt.kind is Kind.TRAIN:
+            assert attempt.number < run.spec.attempts_max
+            assert attempt.client in run.chosen
+            assert attempt.client not in run.updates
+            assert attempt.client not in run.gave_up
+    failures = Counter(
+        (one.kind, one.client, one.round)
+        for one in run.ended
+        if one.status in (AttemptStatus.FAILED, AttemptStatus.SILENT)
+    )
+    assert all(count <= run.spec.attempts_max for count in failures.values())
+    assert all(attempt.status not in UNDER_WAY for attempt in run.ended)
+
+
+def _check_history(run: Run) -> None:
+    spec = run.spec
+    assert [record.round for record in run.history] == list(range(1, len(run.history) + 1))
+    counted = [key for record in run.history for key in record.updates]
+    assert len(set(counted)) == len(counted), "an update counted twice"
+    for record in run.history:
+        clients = [key.split("/")[2] for key in record.updates]
+        assert len(set(clients)) == len(clients)
+        assert set(clients) <= set(record.clients)
+        assert spec.min_updates <= len(clients) == len(record.clients) - record.gave_up
+        assert all(key.startswith(f"{spec.run}/r{record.round}/") for key in record.updates)
+        assert record.samples >= len(clients)
+        ends = reached_the_end(spec, round_no=record.round, accuracy=record.accuracy)
+        assert not ends or (record is run.history[-1] and run.phase is Phase.FINISHED)
+    if run.history:
+        assert run.weights == run.history[-1].weights
+    if run.phase is Phase.FINISHED:
+        assert reached_the_end(spec, round_no=len(run.history), accuracy=run.history[-1].accuracy)
