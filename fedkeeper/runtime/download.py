@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -43,7 +44,7 @@ def local_file(url: str, sha256: str) -> Path:
         raise TaskError(
             f"{where}: data comes by https://, http://, file:/// or module:function, not {parts.scheme!r}"
         )
-    kept = _folder() / hashlib.sha256(f"{sha256} {url}".encode()).hexdigest()
+    kept = _folder(tempfile.gettempdir()) / hashlib.sha256(f"{sha256} {url}".encode()).hexdigest()
     if not _usable(kept, sha256):
         _fetch(url, where, kept, sha256)
     return kept
@@ -97,9 +98,10 @@ def _fetch(url: str, where: str, target: Path, sha256: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _folder() -> Path:
+@functools.lru_cache(maxsize=4)
+def _folder(temporary: str) -> Path:
     """Ours alone: nobody else may put files there for us to read."""
-    path = Path(tempfile.gettempdir()) / f"fedkeeper-{os.getuid()}"
+    path = Path(temporary) / f"fedkeeper-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
@@ -107,4 +109,4 @@ def _folder() -> Path:
             return path
     except OSError:
         pass  # taken by a file, say: use another
-    return Path(tempfile.mkdtemp(prefix="fedkeeper-"))
+    return Path(tempfile.mkdtemp(prefix="fedkeeper-", dir=temporary))
