@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from fedkeeper.config import Experiment
 from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
+from fedkeeper.config.scenario import Learning, Limits
 from fedkeeper.errors import ConfigError
 from fedkeeper.fabric.launch import FabricAddress, open_fabric
 from fedkeeper.logs import register_secret
@@ -28,6 +29,12 @@ class Clusters:
 
     providers: Mapping[str, Provider]
     access: Mapping[str, ClientAccess] = field(repr=False)
+
+
+def limits_of(experiment: Experiment) -> Limits:
+    """The limits of the scenario that is learned; the defaults in a file that has none."""
+    learned = [one for one in experiment.scenarios.values() if isinstance(one, Learning)]
+    return learned[0].limits if learned else Limits()
 
 
 async def open_clusters(experiment: Experiment, names: Collection[str], stack: AsyncExitStack) -> Clusters:
@@ -87,9 +94,9 @@ async def _openwhisk(
             namespace=namespace,
             tls_verify=cluster.tls_verify,
             ca_file=cluster.ca_file,
-            requests_in_flight_max=experiment.in_flight_max(name),
-            read_timeout_s=experiment.request_timeout_s,
-            deploy_timeout_s=experiment.deploy_timeout_s,
+            requests_in_flight_max=cluster.concurrency or limits_of(experiment).invocations_in_flight_max,
+            read_timeout_s=limits_of(experiment).request_timeout_s,
+            deploy_timeout_s=limits_of(experiment).deploy_timeout_s,
         )
     )
     access = ClientAccess(platform="openwhisk", auth=auth.get_secret_value(), tls_verify=cluster.tls_verify)
@@ -122,8 +129,8 @@ async def _google(
             region=cluster.region,
             service_account=account or None,
             api_endpoint=endpoint,
-            requests_in_flight_max=experiment.in_flight_max(name),
-            deploy_timeout_s=experiment.deploy_timeout_s,
+            requests_in_flight_max=cluster.concurrency or limits_of(experiment).invocations_in_flight_max,
+            deploy_timeout_s=limits_of(experiment).deploy_timeout_s,
         )
     )
     return provider, ClientAccess(platform="google", service_account=account, tls_verify=cluster.tls_verify)

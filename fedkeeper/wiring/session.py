@@ -46,7 +46,7 @@ from fedkeeper.runtime.wire import encode
 from fedkeeper.weights.base import UpdateStore
 from fedkeeper.weights.embedded import open_embedded_mongo
 from fedkeeper.weights.mongo import MongoUpdates
-from fedkeeper.wiring.clusters import Clusters, open_clusters
+from fedkeeper.wiring.clusters import Clusters, limits_of, open_clusters
 from fedkeeper.wiring.packages import Packages, learning_targets
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ class ExperimentSession:
         lines = await deployment.deploy(
             wanted,
             self.providers,
-            in_flight_max=self.experiment.deployments_in_flight_max,
+            in_flight_max=limits_of(self.experiment).deployments_in_flight_max,
             progress=progress,
         )
         for line in lines:
