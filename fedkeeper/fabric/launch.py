@@ -1,0 +1,132 @@
+"""Joining the embedded fabric of a folder, or starting it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from pydantic import SecretStr
+
+import fedkeeper
+from fedkeeper import service
+from fedkeeper.errors import ServiceError
+from fedkeeper.fabric.credentials import Credentials, Settings, read_credentials, write_settings
+from fedkeeper.fabric.front import SERVICE
+
+_NAME: Final = "fabric"  # as in serve.py, which is not imported: it brings the whole server along
+_CALL_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabricAddress:
+    """How to reach the fabric's platforms, and how to prove oneself to them."""
+
+    url: str  # "http://127.0.0.1:PORT": OpenWhisk's API host and Cloud Functions' API endpoint
+    openwhisk_auth: Mapping[str, SecretStr]  # namespace -> "uuid:key"
+    service_accounts: Mapping[str, Mapping[str, Any]] = field(repr=False)  # project -> its JSON key file
+
+
+class OpenFabric:
+    """A fabric that runs for as long as this is open, and as its `linger_s` after a crash of ours."""
+
+    def __init__(self, address: FabricAddress, running: service.Running) -> None:
+        self.address = address
+        self.started = running.started  # by us, rather than joined
+        self._running = running
+
+    def alive(self) -> bool:
+        """Whether the fabric's process lives."""
+        return self._running.alive()
+
+    async def close(self) -> None:
+        """Give up our use of it; the last user's end is the fabric's end."""
+        await self._running.close()
+
+
+async def open_fabric(
+    folder: Path,
+    *,
+    port: int = 0,
+    namespaces: Sequence[str],
+    projects: Sequence[str],
+    memory_mb: int = 8192,
+    linger_s: float = 60,
+    start_timeout_s: float = 30,
+) -> OpenFabric:
+    """Join the fabric of `folder`, or start it; it offers at least `namespaces` and `projects`.
+
+    `port` 0: the port of the last time, if it is free. Of a fabric that runs already, memory and linger stay
+    as they were.
+
+    Raises:
+        PortTaken: `port` is in use by another program.
+        ServiceError: it did not start, runs on another port, or a name cannot be used.
+    """
+    settings = Settings(
+        namespaces=tuple(namespaces),
+        projects=tuple(projects),
+        port=port,
+        memory_mb=memory_mb,
+        linger_s=linger_s,
+    )
+    folder = _prepare(folder, settings)
+    # -P and PYTHONPATH: it must find this very package, wherever it is started from.
+    argv = [sys.executable, "-P", "-m", "fedkeeper.fabric.serve", str(folder)]
+    paths = [str(Path(fedkeeper.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    running = await service.attach(
+        folder, _NAME, argv, start_timeout_s=start_timeout_s, environment=environment
+    )
+    try:
+        url = str(running.info["url"])
+        if port and not url.endswith(f":{port}"):
+            raise ServiceError(
+                f"the embedded fabric of {folder} is running already, at {url} and not on port {port}",
+                hint="end the run that uses it, or configure the same port",
+            )
+        credentials = await _introduce(folder, url, settings)
+    except BaseException:
+        await running.close()
+        raise
+    address = FabricAddress(
+        url=url,
+        openwhisk_auth={name: SecretStr(credentials.openwhisk[name]) for name in namespaces},
+        service_accounts={name: credentials.accounts[name] for name in projects},
+    )
+    return OpenFabric(address, running)
+
+
+def _prepare(folder: Path, settings: Settings) -> Path:
+    folder = folder.resolve()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_settings(folder, settings)
+    return folder
+
+
+async def _introduce(folder: Path, url: str, settings: Settings) -> Credentials:
+    """Make sure that it is a fabric that answers, and that it knows our namespaces and projects."""
+    timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with session.get(f"{url}/health") as answer:
+                told = await answer.json()
+            if not isinstance(told, dict) or told.get("name") != SERVICE:
+                raise ServiceError(f"what answers at {url} is not the embedded fabric")
+            credentials = read_credentials(folder)
+            wanted = {"namespaces": list(settings.namespaces), "projects": list(settings.projects)}
+            if all(name in credentials.openwhisk for name in settings.namespaces) and all(
+                name in credentials.accounts for name in settings.projects
+            ):
+                return credentials
+            headers = {"Authorization": f"Bearer {credentials.admin}"}
+            async with session.post(f"{url}/admin/reload", json=wanted, headers=headers) as answer:
+                if answer.status != 200:
+                    raise ServiceError(f"the embedded fabric refused new names: {await answer.text()}")
+        return read_credentials(folder)
+    except (aiohttp.ClientError, TimeoutError) as exc:
+        raise ServiceError(f"the embedded fabric at {url} does not answer: {exc!r}") from exc

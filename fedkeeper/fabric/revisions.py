@@ -1,0 +1,80 @@
+"""Revisions on disk: each is extracted once, used by any number of activations, then deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fedkeeper.fabric.model import Workers
+
+
+class Revisions:
+    """The folders `root/<revision id>/`."""
+
+    def __init__(self, root: Path, workers: Workers) -> None:
+        self._root = root
+        self._workers = workers
+        self._users: Counter[str] = Counter()
+        self._retired: set[str] = set()
+        self._removals: set[asyncio.Task[None]] = set()
+
+    def folder(self, revision_id: str) -> Path:
+        """Where the revision's files are."""
+        return self._root / revision_id
+
+    async def make(self, revision_id: str, extract: Callable[[Path], None]) -> None:
+        """Have `extract` fill the revision's folder, off the event loop. Its errors are passed on."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(extract, self.folder(revision_id))
+
+    @contextlib.contextmanager
+    def use(self, revision_id: str) -> Iterator[None]:
+        """Keep the revision's files for as long as the block runs, even if it is retired meanwhile."""
+        self._users[revision_id] += 1
+        try:
+            yield
+        finally:
+            self._users[revision_id] -= 1
+            if not self._users[revision_id]:
+                del self._users[revision_id]
+                if revision_id in self._retired:
+                    self._remove(revision_id)
+
+    async def retire(self, revision_id: str) -> None:
+        """No new activation will use it: end its workers and delete its files once nobody needs them."""
+        if not revision_id:
+            return
+        self._retired.add(revision_id)
+        await self._workers.retire(revision_id)
+        if not self._users[revision_id]:
+            self._remove(revision_id)
+
+    async def keep_only(self, wanted: set[str]) -> None:
+        """Delete the folders of all other revisions: what a fabric before us left behind."""
+        if self._root.exists():
+            await asyncio.to_thread(_sweep, self._root, wanted)
+
+    async def close(self) -> None:
+        """Wait for deletions that were begun."""
+        await asyncio.gather(*self._removals)
+
+    def _remove(self, revision_id: str) -> None:
+        self._retired.discard(revision_id)
+
+        async def remove() -> None:
+            await self._workers.retire(revision_id)  # the worker that was busy is idle now
+            await asyncio.to_thread(shutil.rmtree, self.folder(revision_id), ignore_errors=True)
+
+        task = asyncio.create_task(remove())
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+
+def _sweep(root: Path, wanted: set[str]) -> None:
+    for folder in root.iterdir():
+        if folder.name not in wanted:
+            shutil.rmtree(folder, ignore_errors=True)

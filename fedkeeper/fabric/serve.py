@@ -1,0 +1,99 @@
+"""The fabric's process: `python -m fedkeeper.fabric.serve FOLDER`. Started by `launch`, ends when unused."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from fedkeeper import service
+from fedkeeper.errors import ServiceError
+from fedkeeper.fabric.credentials import (
+    Credentials,
+    last_port,
+    make_credentials,
+    read_settings,
+    remember_port,
+)
+from fedkeeper.fabric.front import FrontSettings, listen, open_front
+from fedkeeper.fabric.pool import Pool
+
+NAME: Final = "fabric"
+log = structlog.get_logger(__name__)
+
+
+async def serve(folder: Path) -> None:
+    """Run the fabric of `folder` until SIGTERM, or until nobody has used it for its `linger_s`.
+
+    Raises:
+        PortTaken: the configured port is in use.
+        ServiceError: settings or credentials cannot be read.
+    """
+    settings = read_settings(folder)
+    listener = listen(settings.port or last_port(folder), fallback=not settings.port)
+    with listener:
+        port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        changing = asyncio.Lock()
+
+        async def offer(namespaces: Any, projects: Any) -> Credentials:
+            async with changing:
+                return await asyncio.to_thread(
+                    make_credentials, folder, namespaces=namespaces, projects=projects, url=url
+                )
+
+        async def reload(body: Mapping[str, Any]) -> Credentials:
+            asked = [body.get(key, []) for key in ("namespaces", "projects")]
+            if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in asked):
+                raise ValueError("namespaces and projects must be lists of names")
+            try:
+                return await offer(*asked)
+            except ServiceError as exc:
+                raise ValueError(str(exc)) from exc
+
+        credentials = await offer(settings.namespaces, settings.projects)
+        remember_port(folder, port)
+        async with (
+            Pool.open(
+                folder / "pool",
+                memory_mb=settings.memory_mb,
+                queue_max=settings.queue_max,
+                idle_s=settings.idle_s,
+            ) as pool,
+            open_front(
+                folder,
+                pool,
+                credentials,
+                listener,
+                settings=FrontSettings(in_flight_max=settings.queue_max),
+                reload=reload,
+            ) as front,
+        ):
+            service.announce(folder, NAME, {"url": front.url})
+            log.info("fabric is up", url=front.url)
+            await service.wait_until_unused(folder, NAME, linger_s=settings.linger_s, busy=front.busy)
+        log.info("fabric has ended")
+
+
+def main(argv: list[str]) -> int:
+    """Run the fabric of the folder named by `argv`; the exit status."""
+    folder = Path(argv[0])
+    try:
+        with service.own(folder, NAME):
+            try:
+                asyncio.run(serve(folder))
+            except ServiceError as exc:
+                service.report_failure(folder, NAME, exc)
+                raise
+    except ServiceError as exc:
+        log.error("fabric did not start", problem=str(exc))
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,265 @@
+"""What the fabric remembers: functions, operations and activations in SQLite (WAL), code as files by sha256.
+
+One thread owns the connection; every method hands its statement to it, so that no disk is waited for on
+the event loop. A call that has returned survives kill -9 of the fabric.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+T = TypeVar("T")
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS documents (
+  kind TEXT NOT NULL, scope TEXT NOT NULL, name TEXT NOT NULL, updated_ms INTEGER NOT NULL,
+  revision TEXT NOT NULL, blob TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, scope, name));
+CREATE TABLE IF NOT EXISTS activations (
+  id TEXT PRIMARY KEY, scope TEXT NOT NULL, name TEXT NOT NULL, start_ms INTEGER NOT NULL,
+  ended INTEGER NOT NULL, summary TEXT NOT NULL, record TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS activations_by_start ON activations (scope, start_ms DESC);
+CREATE INDEX IF NOT EXISTS activations_running ON activations (ended) WHERE ended = 0;
+"""
+_RETENTION_EVERY: Final = 200  # activations written between two looks at the bounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """An action, a Cloud Function, an operation or an upload: `body` is the API's own JSON object."""
+
+    kind: str  # action | function | operation | upload
+    scope: str  # namespace, "projects/p/locations/l", or the project
+    name: str
+    updated_ms: int
+    body: Mapping[str, Any]
+    revision: str = ""
+    blob: str = ""  # sha256 of its code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which activations of a namespace, newest start first. Times are Unix ms, inclusive."""
+
+    scope: str
+    name: str = ""
+    since_ms: int | None = None
+    upto_ms: int | None = None
+    skip: int = 0
+    limit: int = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Which ended activations are forgotten: the oldest beyond a count, or beyond a total of bytes."""
+
+    records_max: int = 20_000
+    bytes_max: int = 512 * 1024 * 1024
+
+
+class Store:
+    """Opened once by the fabric's process; see the module."""
+
+    def __init__(self, folder: Path, retention: Retention) -> None:
+        self._folder = folder
+        self._retention = retention
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fabric-store")
+        self._db: sqlite3.Connection | None = None
+        self._written = 0
+
+    @classmethod
+    async def open(cls, folder: Path, *, retention: Retention | None = None) -> Self:
+        """Open or create the store in `folder`; code that nothing refers to any more is deleted."""
+        self = cls(folder, retention or Retention())
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+        return self
+
+    async def close(self) -> None:
+        """Write everything out and give the files back."""
+        if self._db is not None:
+            await self._run(lambda db: db.close())
+        self._db = None
+        self._thread.shutdown()
+
+    # --- documents
+
+    async def put(self, document: Document) -> None:
+        """Write the document in place of the one of its kind, scope and name."""
+        row = (
+            document.kind, document.scope, document.name, document.updated_ms,
+            document.revision, document.blob, json.dumps(document.body),
+        )  # fmt: skip
+        await self._run(lambda db: db.execute("REPLACE INTO documents VALUES (?,?,?,?,?,?,?)", row))
+
+    async def get(self, kind: str, scope: str, name: str) -> Document | None:
+        """The document, or None if there is none."""
+        where = "kind = ? AND scope = ? AND name = ?"
+        found = await self._run(lambda db: _documents(db, where, (kind, scope, name)))
+        return found[0] if found else None
+
+    async def remove(self, kind: str, scope: str, name: str) -> bool:
+        """Delete it; False if there was none."""
+        sql = "DELETE FROM documents WHERE kind = ? AND scope = ? AND name = ?"
+        return await self._run(lambda db: db.execute(sql, (kind, scope, name)).rowcount > 0)
+
+    async def forget(self, kind: str, *, before_ms: int) -> None:
+        """Delete the documents of a kind that were last written before that time."""
+        sql = "DELETE FROM documents WHERE kind = ? AND updated_ms < ?"
+        await self._run(lambda db: db.execute(sql, (kind, before_ms)))
+
+    async def newest(self, kind: str, scope: str, *, skip: int, limit: int) -> list[Document]:
+        """A page of the documents of one scope, last updated first."""
+        where = "kind = ? AND scope = ? ORDER BY updated_ms DESC, name LIMIT ? OFFSET ?"
+        return await self._run(lambda db: _documents(db, where, (kind, scope, limit, skip)))
+
+    async def after(self, kind: str, scope: str, *, name: str, limit: int) -> list[Document]:
+        """A page of the documents of one scope whose names sort after `name`. Scope "" means all."""
+        where = "kind = ? AND (scope = ? OR ? = '') AND name > ? ORDER BY name LIMIT ?"
+        return await self._run(lambda db: _documents(db, where, (kind, scope, scope, name, limit)))
+
+    async def count(self, kind: str, scope: str) -> int:
+        """How many documents the scope has."""
+        sql = "SELECT count(*) FROM documents WHERE kind = ? AND scope = ?"
+        return await self._run(lambda db: int(db.execute(sql, (kind, scope)).fetchone()[0]))
+
+    # --- code
+
+    async def put_blob(self, content: bytes) -> str:
+        """Keep `content`; returns its sha256, by which `blob` finds it."""
+        return await self._run(lambda _: self._write_blob(content))
+
+    async def blob(self, sha256: str) -> bytes:
+        """What was kept under `sha256`."""
+        return await self._run(lambda _: (self._folder / "blobs" / sha256).read_bytes())
+
+    # --- activations
+
+    async def begin(self, activation_id: str, scope: str, name: str, start_ms: int, body: object) -> None:
+        """Note that an activation was accepted; `body` is what is known of it, for `interrupted`."""
+        row = (activation_id, scope, name, start_ms, json.dumps(body))
+        await self._run(lambda db: db.execute("INSERT INTO activations VALUES (?,?,?,?,0,?,'')", row))
+
+    async def end(self, activation_id: str, start_ms: int, summary: object, record: object) -> None:
+        """Write how it went: `summary` for lists, `record` in full."""
+        row = (start_ms, json.dumps(summary), json.dumps(record), activation_id)
+        sql = "UPDATE activations SET start_ms = ?, ended = 1, summary = ?, record = ? WHERE id = ?"
+        await self._run(lambda db: self._end(db, sql, row))
+
+    async def drop(self, activation_id: str) -> None:
+        """Forget an activation that was refused after all."""
+        await self._run(lambda db: db.execute("DELETE FROM activations WHERE id = ?", (activation_id,)))
+
+    async def activation(self, scope: str, activation_id: str) -> dict[str, Any] | None:
+        """The full record; None while it runs, or if there is none."""
+        sql = "SELECT record FROM activations WHERE id = ? AND scope = ? AND ended = 1"
+        row = await self._run(lambda db: db.execute(sql, (activation_id, scope)).fetchone())
+        return None if row is None else _object(row[0])
+
+    async def activations(self, query: Query, *, full: bool) -> list[dict[str, Any]]:
+        """Ended activations: summaries, or full records."""
+        where, values = _where(query)
+        column = "record" if full else "summary"
+        order = "ORDER BY start_ms DESC, id LIMIT ? OFFSET ?"
+        sql = f"SELECT {column} FROM activations WHERE {where} {order}"  # noqa: S608 - constants only
+        rows = await self._run(lambda db: db.execute(sql, (*values, query.limit, query.skip)).fetchall())
+        return [_object(row[0]) for row in rows]
+
+    async def count_activations(self, query: Query) -> int:
+        """How many ended activations match, `skip` of them left out."""
+        where, values = _where(query)
+        sql = f"SELECT count(*) FROM activations WHERE {where}"  # noqa: S608 - constants only
+        row = await self._run(lambda db: db.execute(sql, values).fetchone())
+        return max(0, int(row[0]) - query.skip)
+
+    async def interrupted(self) -> list[tuple[str, dict[str, Any]]]:
+        """(id, what `begin` was told) of activations that never ended: a fabric before us died."""
+        sql = "SELECT id, summary FROM activations WHERE ended = 0"
+        rows = await self._run(lambda db: db.execute(sql).fetchall())
+        return [(row[0], _object(row[1])) for row in rows]
+
+    # --- on the store's thread
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work` in one transaction on the store's thread; done even when the caller is cancelled."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, self._transact, work))
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._db is not None, "the store is closed"
+        return work(self._db)  # autocommit: each call is one statement, or opens its own transaction
+
+    def _open(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / "blobs").mkdir(mode=0o700, exist_ok=True)
+        file = self._folder / "fabric.sqlite"
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.executescript(_SCHEMA)
+        self._db = db
+        wanted = {row[0] for row in db.execute("SELECT DISTINCT blob FROM documents")}
+        for blob in (self._folder / "blobs").iterdir():
+            if blob.name not in wanted:
+                blob.unlink()
+
+    def _write_blob(self, content: bytes) -> str:
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = self._folder / "blobs" / sha256
+        if not path.exists():
+            scratch = path.with_name(f"{sha256}.{threading.get_ident()}")
+            scratch.write_bytes(content)
+            scratch.replace(path)
+        return sha256
+
+    def _end(self, db: sqlite3.Connection, sql: str, row: tuple[Any, ...]) -> None:
+        db.execute(sql, row)
+        self._written += 1
+        if self._written % _RETENTION_EVERY == 0:
+            self._forget_old(db)
+
+    def _forget_old(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "DELETE FROM activations WHERE id IN (SELECT id FROM (SELECT id,"
+            " row_number() OVER newest AS place, sum(length(record)) OVER newest AS nbytes"
+            " FROM activations WHERE ended = 1 WINDOW newest AS (ORDER BY start_ms DESC, id))"
+            " WHERE place > ? OR nbytes > ?)",
+            (self._retention.records_max, self._retention.bytes_max),
+        )
+
+
+def _documents(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> list[Document]:
+    columns = "kind, scope, name, updated_ms, revision, blob, body"
+    rows = db.execute(f"SELECT {columns} FROM documents WHERE {where}", values)  # noqa: S608 - constants only
+    return [
+        Document(
+            kind=kind, scope=scope, name=name, updated_ms=at, revision=revision, blob=blob, body=_object(body)
+        )
+        for kind, scope, name, at, revision, blob, body in rows
+    ]
+
+
+def _where(query: Query) -> tuple[str, tuple[Any, ...]]:
+    terms: list[str] = ["scope = ?", "ended = 1"]
+    values: list[Any] = [query.scope]
+    for term, value in (
+        ("name = ?", query.name or None), ("start_ms >= ?", query.since_ms), ("start_ms <= ?", query.upto_ms)
+    ):  # fmt: skip
+        if value is not None:
+            terms.append(term)
+            values.append(value)
+    return " AND ".join(terms), tuple(values)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(text)
+    return value

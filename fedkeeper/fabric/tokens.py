@@ -1,0 +1,167 @@
+"""Identities of the fabric's Google side: what its service accounts sign, and what it signs for them.
+
+Three kinds of token, all RS256 JWTs: the self-signed one that the official client sends to the API, the
+assertion that asks the token endpoint for another token, and the ID and access tokens given in return.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth import crypt, jwt
+
+API_AUDIENCE: Final = "https://cloudfunctions.googleapis.com/"
+GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_GOOGLE_TOKEN_ENDPOINT: Final = "https://oauth2.googleapis.com/token"
+LIFETIME_S: Final = 3600
+_SCOPES: Final = frozenset(
+    {"https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/cloudfunctions"}
+)
+_SKEW_S: Final = 10
+_TOKEN_MAX_CHARS: Final = 16_384
+
+
+class TokenRefused(Exception):
+    """The token is not one that may be used here; says why, never what it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A verified caller."""
+
+    email: str
+    project: str
+
+
+@dataclass(slots=True)
+class Authority:
+    """Verifies the service accounts' tokens, and issues and verifies its own."""
+
+    issuer: str  # base URL of the fabric
+    private_key: str = field(repr=False)  # PEM
+    accounts: Mapping[str, Mapping[str, Any]] = field(repr=False)  # project -> service account JSON
+    _signer: Any = field(init=False, repr=False)
+    _own_key: bytes = field(init=False, repr=False)
+    _keys: dict[str, tuple[bytes, str]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._signer = crypt.RSASigner.from_string(self.private_key, "fabric")
+        self._own_key = public_pem(self.private_key)
+        self.replace(self.accounts)
+
+    def replace(self, accounts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take another set of service accounts."""
+        self.accounts = accounts
+        self._keys = {
+            str(account["client_email"]): (public_pem(account["private_key"]), project)
+            for project, account in accounts.items()
+        }
+
+    def api_caller(self, token: str) -> Identity:
+        """Who calls the API, by a self-signed JWT or an access token of ours. TokenRefused."""
+        claims = _unverified(token)
+        if claims.get("iss") == self.issuer:
+            return self._issued(token, API_AUDIENCE)
+        identity, claims = self._self_signed(token)
+        scopes = set(str(claims.get("scope", "")).split())
+        if claims.get("aud") != API_AUDIENCE and not scopes & _SCOPES:
+            raise TokenRefused("the token is for another audience")
+        return identity
+
+    def function_caller(self, token: str, audience: str) -> Identity:
+        """Who calls a function, by an ID token of ours for exactly that URL. TokenRefused."""
+        return self._issued(token, audience)
+
+    def grant(self, assertion: str) -> dict[str, Any]:
+        """The token endpoint's answer: an ID token for a `target_audience`, else an access token."""
+        identity, claims = self._self_signed(assertion)
+        # google-auth names Google's own endpoint in assertions for ID tokens, whatever the token_uri
+        if claims.get("aud") not in {f"{self.issuer}/token", _GOOGLE_TOKEN_ENDPOINT}:
+            raise TokenRefused("the assertion is for another token endpoint")
+        audience = claims.get("target_audience")
+        if isinstance(audience, str) and audience:
+            return {"id_token": self._sign(identity, audience)}
+        return {
+            "access_token": self._sign(identity, API_AUDIENCE),
+            "expires_in": LIFETIME_S,
+            "token_type": "Bearer",
+        }
+
+    def _sign(self, identity: Identity, audience: str) -> str:
+        now = int(time.time())
+        claims = {
+            "iss": self.issuer, "aud": audience, "sub": identity.email, "email": identity.email,
+            "email_verified": True, "iat": now, "exp": now + LIFETIME_S,
+        }  # fmt: skip
+        return str(jwt.encode(self._signer, claims).decode())
+
+    def _issued(self, token: str, audience: str) -> Identity:
+        claims = _verified(token, self._own_key, audience)
+        email = str(claims.get("email"))
+        if claims.get("iss") != self.issuer or email not in self._keys:
+            raise TokenRefused("the token was issued by or to somebody else")
+        return Identity(email=email, project=self._keys[email][1])
+
+    def _self_signed(self, token: str) -> tuple[Identity, Mapping[str, Any]]:
+        email = str(_unverified(token).get("iss"))
+        if email not in self._keys:
+            raise TokenRefused("the token's issuer is not known")
+        key, project = self._keys[email]
+        claims = _verified(token, key, None)
+        if claims.get("sub", email) != email or claims["exp"] - claims["iat"] > LIFETIME_S + _SKEW_S:
+            raise TokenRefused("the token is for another subject, or lives too long")
+        return Identity(email=email, project=project), claims
+
+
+def new_private_key() -> str:
+    """A fresh RSA key, PKCS8 PEM. Blocking, about 0.1 s."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(*form).decode()
+
+
+def public_pem(private_key: str) -> bytes:
+    """The public half of a private PEM key."""
+    key = serialization.load_pem_private_key(private_key.encode(), password=None)
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def bearer(header: str | None) -> str:
+    """The token of an Authorization header; empty if it has none."""
+    kind, _, token = (header or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+def _unverified(token: str) -> Mapping[str, Any]:
+    return _decode(token, None, None)
+
+
+def _verified(token: str, key: bytes, audience: str | None) -> Mapping[str, Any]:
+    return _decode(token, key, audience)
+
+
+def _decode(token: str, key: bytes | None, audience: str | None) -> Mapping[str, Any]:
+    """The claims; with a `key`, after signature, times and audience were checked."""
+    if not token or len(token) > _TOKEN_MAX_CHARS:
+        raise TokenRefused("there is no token, or it is too long")
+    try:
+        if jwt.decode_header(token).get("alg") != "RS256":  # the caller does not choose how it is verified
+            raise TokenRefused("the token is not signed with RS256")
+        claims = jwt.decode(
+            token, certs=key, verify=key is not None, audience=audience, clock_skew_in_seconds=_SKEW_S
+        )
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
+        # google-auth checks shapes only in part: of a hostile token it may raise any of these
+        raise TokenRefused(
+            "the token is malformed, expired, for another audience or not signed by its issuer"
+        ) from exc
+    if not isinstance(claims, Mapping):
+        raise TokenRefused("the token has no claims")
+    return claims

@@ -1,0 +1,180 @@
+"""HTTP triggers of Cloud Functions: private by default, as on Cloud Run; and the token endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+import secrets
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import structlog
+from aiohttp import web
+
+from fedkeeper.fabric.activations import InFlight, limits_body, records
+from fedkeeper.fabric.bodies import MEGABYTE, BodyMalformed, BodyTooLarge, json_response, read_body
+from fedkeeper.fabric.google_api import CloudFunctions
+from fedkeeper.fabric.model import HttpRequest, HttpResponse, PoolFull, Revision, Workers
+from fedkeeper.fabric.revisions import Revisions
+from fedkeeper.fabric.tokens import GRANT_TYPE, TokenRefused, bearer
+
+log = structlog.get_logger(__name__)
+
+REQUEST_MAX_BYTES: Final = 32 * MEGABYTE
+RESPONSE_MAX_BYTES: Final = 32 * MEGABYTE
+EXECUTION_HEADER: Final = "Function-Execution-Id"
+_TOKEN_REQUEST_MAX_BYTES: Final = 64 * 1024
+_HOP_BY_HOP: Final = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+     "transfer-encoding", "upgrade", "content-length", "date", "server"}
+)  # fmt: skip
+
+
+class Triggers:
+    """Handlers of /fn/… and /token."""
+
+    def __init__(
+        self, functions: CloudFunctions, workers: Workers, revisions: Revisions, in_flight: InFlight
+    ) -> None:
+        self._functions = functions
+        self._workers = workers
+        self._revisions = revisions
+        self._in_flight = in_flight
+        self._running: set[asyncio.Task[HttpResponse]] = set()
+
+    def routes(self) -> list[web.RouteDef]:
+        """All routes, with their full paths."""
+        base = "/fn/{project}/{location}/{function}"
+        return [
+            web.post("/token", self._token),
+            web.route("*", base, self._serve),
+            web.route("*", base + "/{rest:.*}", self._serve),
+        ]
+
+    @property
+    def running(self) -> int:
+        """How many executions have not ended."""
+        return len(self._running)
+
+    async def close(self) -> None:
+        """Give up what still runs."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _token(self, request: web.Request) -> web.Response:
+        """RFC 7523: an assertion signed by a service account, for an ID token (or an access token)."""
+        try:
+            body = await read_body(request, _TOKEN_REQUEST_MAX_BYTES)
+            form = parse_qs(body.decode("ascii"), max_num_fields=10)
+        except (BodyTooLarge, BodyMalformed, ValueError):
+            return json_response({"error": "invalid_request"}, status=400)
+        if form.get("grant_type") != [GRANT_TYPE]:
+            return json_response({"error": "unsupported_grant_type"}, status=400)
+        try:
+            answer = self._functions.authority.grant(form.get("assertion", [""])[0])
+        except TokenRefused as exc:
+            return json_response({"error": "invalid_grant", "error_description": str(exc)}, status=400)
+        return json_response(answer, headers={"Cache-Control": "no-store"})
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        project, location, function = (request.match_info[key] for key in ("project", "location", "function"))
+        name = f"projects/{project}/locations/{location}/functions/{function}"
+        refusal = self._refusal(request, project, self._functions.url(name))
+        if refusal is not None:
+            return refusal
+        try:
+            body = await read_body(request, REQUEST_MAX_BYTES)
+        except BodyTooLarge:
+            return _page(413, "Request Entity Too Large")
+        except BodyMalformed as exc:
+            return _page(400, str(exc))
+        document = await self._functions.store.get("function", name.rpartition("/functions/")[0], function)
+        if (
+            document is None
+            or not document.body["serving"]
+            or document.body["function"]["state"] == "DELETING"
+        ):
+            return _page(404, "Page not found")
+        # Nothing is awaited between here and the task's own hold on the revision.
+        try:
+            with self._in_flight, self._revisions.use(document.revision):
+                return await self._execute(self._functions.revision(document), _request(request, body))
+        except PoolFull:
+            return _page(429, "Rate exceeded.")
+
+    async def _execute(self, revision: Revision, request: HttpRequest) -> web.Response:
+        # The handler is not cancelled when its client goes away (see front.py), so neither is this.
+        task = asyncio.create_task(self._workers.serve(revision, request))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            answer = await asyncio.shield(task)
+        except PoolFull:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a fault of the pool is this execution's, not the fabric's
+            log.error("execution failed inside the fabric", function=revision.name, error=repr(exc))
+            return _page(500, "Internal Server Error")
+        await self._record(revision, request.headers[EXECUTION_HEADER], answer)
+        if len(answer.body) > RESPONSE_MAX_BYTES:
+            return _page(500, "Response size was too large.")
+        response = web.Response(status=answer.status, body=answer.body)
+        for key, value in answer.headers.items():
+            if key.lower() not in _HOP_BY_HOP:
+                response.headers[key] = value
+        return response
+
+    async def _record(self, revision: Revision, execution_id: str, answer: HttpResponse) -> None:
+        """Keep the execution's logs, by function and execution ID, as Cloud Logging would."""
+        told: dict[str, Any] = {
+            "namespace": revision.name.partition("/locations/")[0],
+            "name": revision.name,
+            "version": revision.id,
+            "kind": "google",
+            "limits": limits_body(revision.limits),
+        }
+        summary, full = records(execution_id, told, answer.ran)
+        key = f"{revision.name}/{execution_id}/{secrets.token_hex(4)}"  # a caller may send one ID twice
+        store = self._functions.store
+        await store.begin(key, told["namespace"], revision.name, answer.ran.start_ms, told)
+        await store.end(key, answer.ran.start_ms, summary, full)
+
+    def _refusal(self, request: web.Request, project: str, url: str) -> web.Response | None:
+        token = bearer(request.headers.get("Authorization"))
+        words = f"Your client does not have permission to get URL {request.path} from this server."
+        if not token:
+            return _page(403, words)
+        try:
+            caller = self._functions.authority.function_caller(token, url)
+        except TokenRefused as exc:
+            refusal = _page(401, f"{words} ({exc})")
+            problem = (
+                'Bearer error="invalid_token" error_description="The access token could not be verified"'
+            )
+            refusal.headers["WWW-Authenticate"] = problem
+            return refusal
+        return None if caller.project == project else _page(403, words)
+
+
+def _request(request: web.Request, body: bytes) -> HttpRequest:
+    headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP}
+    token = bearer(headers.get("Authorization"))
+    # As Cloud Run does: the function may read who called, and cannot call others with the token.
+    headers["Authorization"] = f"Bearer {token.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
+    given = headers.pop(EXECUTION_HEADER, "")
+    headers[EXECUTION_HEADER] = (
+        given if re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", given) else secrets.token_hex(6)
+    )
+    path = "/" + request.match_info.get("rest", "")
+    query = request.rel_url.raw_query_string
+    return HttpRequest(
+        method=request.method, path=f"{path}?{query}" if query else path, headers=headers, body=body
+    )
+
+
+def _page(status: int, words: str) -> web.Response:
+    text = (
+        f"<html><head><title>{status}</title></head><body><h1>Error: {html.escape(words)}</h1></body></html>"
+    )
+    return web.Response(status=status, text=text, content_type="text/html")

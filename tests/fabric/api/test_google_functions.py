@@ -1,0 +1,420 @@
+"""The Cloud Functions v2 API, by the official client with real service-account credentials."""
+
+import asyncio
+import json
+import time
+import urllib.request
+
+import pytest
+import requests
+from google.api_core import exceptions as api_errors
+from google.api_core.retry import Retry
+from google.auth import crypt, jwt
+from google.auth.credentials import CredentialsWithRegionalAccessBoundary as Credentials
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud import functions_v2
+from google.oauth2 import service_account
+
+from fedkeeper.fabric.tokens import new_private_key
+from tests.fabric.api.conftest import zipped
+
+PARENT = "projects/demo/locations/here"
+ECHO = """
+import json
+def hello(request):
+    return {"got": json.loads(request.body or b"{}"), "path": request.path, "method": request.method}
+"""
+SOON = Retry(initial=0.02, maximum=0.05, timeout=20)
+
+
+class Caller:
+    """A user of the official client; blocking, so its methods are run in threads."""
+
+    def __init__(self, fabric, project="demo", key=None):
+        self.info = {**fabric.credentials.accounts[project], **({"private_key": key} if key else {})}
+        self.client = functions_v2.FunctionServiceClient(
+            credentials=service_account.Credentials.from_service_account_info(self.info),
+            transport="rest",
+            client_options={"api_endpoint": fabric.url},
+        )
+
+    def upload(self, archive):
+        told = self.client.generate_upload_url({"parent": PARENT, "environment": 2}, timeout=10)
+        sent = urllib.request.Request(
+            told.upload_url, archive, {"content-type": "application/zip"}, method="PUT"
+        )
+        with urllib.request.urlopen(sent, timeout=10) as answer:
+            assert answer.status == 200
+        return told.storage_source
+
+    def function(self, name, source, **service):
+        return functions_v2.Function(
+            name=f"{PARENT}/functions/{name}",
+            build_config={
+                "runtime": "python311",
+                "entry_point": "hello",
+                "source": {"storage_source": source},
+            },
+            service_config={"available_memory": "512Mi", "timeout_seconds": 30, **service},
+            labels={"made-by": "test"},
+        )
+
+    def create(self, name, archive, **service):
+        function = self.function(name, self.upload(archive), **service)
+        operation = self.client.create_function(
+            {"parent": PARENT, "function": function, "function_id": name}, timeout=10
+        )
+        return operation.result(timeout=20, retry=SOON)
+
+    def invoke(self, url, body, audience=None, **headers):
+        identity = service_account.IDTokenCredentials.from_service_account_info(
+            self.info, target_audience=audience or url
+        )
+        with AuthorizedSession(identity) as session:
+            return session.post(url, json=body, headers=headers, timeout=20)
+
+    def close(self):
+        self.client.transport.close()
+
+
+@pytest.fixture(autouse=True)
+def _stay_on_this_machine(monkeypatch):
+    """google-auth asks iamcredentials.googleapis.com about every service account, in the background."""
+    monkeypatch.setattr(
+        Credentials, "_is_regional_access_boundary_lookup_required", lambda _: False, raising=False
+    )
+
+
+@pytest.fixture
+def caller(fabric):
+    """The project's own service account."""
+    caller = Caller(fabric)
+    yield caller
+    caller.close()
+
+
+async def test_a_function_is_deployed_called_updated_and_deleted(fabric, caller):
+    """The whole life of a function, by the official client, unchanged but for its endpoint."""
+
+    def life():
+        made = caller.create("hello-1", zipped(main__py=ECHO), environment_variables={"A": "1"})
+        assert made.state == functions_v2.Function.State.ACTIVE
+        assert made.url == f"{fabric.url}/fn/demo/here/hello-1" == made.service_config.uri
+        assert made.environment == functions_v2.Environment.GEN_2
+        answer = caller.invoke(made.url, {"x": 1})
+        assert answer.status_code == 200
+        assert answer.json() == {"got": {"x": 1}, "path": "/", "method": "POST"}
+
+        made.service_config.available_memory = "1Gi"
+        made.service_config.environment_variables = {}
+        mask = {"paths": ["service_config.available_memory", "service_config.environment_variables"]}
+        operation = caller.client.update_function({"function": made, "update_mask": mask}, timeout=10)
+        updated = operation.result(timeout=20, retry=SOON)
+        assert updated.service_config.available_memory == "1Gi"
+        assert updated.service_config.timeout_seconds == 30
+        assert not updated.service_config.environment_variables
+        assert updated.service_config.revision != made.service_config.revision
+        assert caller.invoke(made.url, {}).status_code == 200
+
+        found = caller.client.get_function({"name": made.name}, timeout=10)
+        assert found == updated
+        caller.client.delete_function({"name": made.name}, timeout=10).result(timeout=20, retry=SOON)
+        with pytest.raises(api_errors.NotFound):
+            caller.client.get_function({"name": made.name}, timeout=10)
+        assert caller.invoke(made.url, {}).status_code == 404
+
+    await asyncio.to_thread(life)
+    revision = fabric.workers.revisions[0]
+    assert revision.flavour == "google"
+    assert revision.limits.memory_mb == 512
+    assert revision.limits.timeout_ms == 30_000
+    assert revision.environment["A"] == "1"
+    assert revision.environment["FUNCTION_TARGET"] == "hello"
+    assert fabric.workers.revisions[-1].limits.memory_mb == 1024
+    assert len(set(fabric.workers.retired)) == 2
+
+
+async def test_lists_come_in_pages(fabric, caller):
+    """The client follows nextPageToken by itself."""
+
+    def many():
+        source = caller.upload(zipped(main__py=ECHO))
+        for number in range(5):
+            function = caller.function(f"f{number}", source)
+            request = {"parent": PARENT, "function": function, "function_id": f"f{number}"}
+            caller.client.create_function(request, timeout=10).result(timeout=20, retry=SOON)
+        found = caller.client.list_functions({"parent": PARENT, "page_size": 2}, timeout=10)
+        assert [item.name.rpartition("/")[2] for item in found] == ["f0", "f1", "f2", "f3", "f4"]
+        assert {item.labels["made-by"] for item in found} == {"test"}
+
+    await asyncio.to_thread(many)
+
+
+async def test_deployment_is_a_long_running_operation(fabric, caller):
+    """DEPLOYING until an instance came up; meanwhile another operation on it is ABORTED."""
+    fabric.workers.gate.clear()
+
+    def begin():
+        function = caller.function("slow", caller.upload(zipped(main__py=ECHO)))
+        request = {"parent": PARENT, "function": function, "function_id": "slow"}
+        operation = caller.client.create_function(request, timeout=10)
+        assert not operation.done()
+        name = f"{PARENT}/functions/slow"
+        assert caller.client.get_function({"name": name}).state == functions_v2.Function.State.DEPLOYING
+        with pytest.raises(api_errors.Conflict):
+            caller.client.delete_function({"name": name}, timeout=10)
+        return operation
+
+    operation = await asyncio.to_thread(begin)
+    fabric.workers.gate.set()
+    made = await asyncio.to_thread(operation.result, timeout=20, retry=SOON)
+    assert made.state == functions_v2.Function.State.ACTIVE
+
+
+async def test_a_build_that_fails_says_why_and_what_served_goes_on(fabric, caller):
+    """A new function is FAILED with the message; an updated one keeps its revision."""
+
+    def fail():
+        with pytest.raises(api_errors.InvalidArgument, match="Build failed: no way"):
+            caller.create("bad", zipped(main__py="raise ValueError('no way')"))
+        bad = caller.client.get_function({"name": f"{PARENT}/functions/bad"}, timeout=10)
+        assert bad.state == functions_v2.Function.State.FAILED
+        assert "no way" in bad.state_messages[0].message
+        assert caller.invoke(bad.url, {}).status_code == 404
+        with pytest.raises(api_errors.InvalidArgument, match="leads out of the package"):
+            caller.create("evil", zipped(**{"../x.py": "", "main__py": ECHO}))
+
+        good = caller.create("good", zipped(main__py=ECHO))
+        good.build_config.source.storage_source = caller.upload(zipped(main__py="syntax error"))
+        with pytest.raises(api_errors.InvalidArgument):
+            caller.client.update_function({"function": good}, timeout=10).result(timeout=20, retry=SOON)
+        assert caller.invoke(good.url, {}).status_code == 200
+        assert caller.client.get_function({"name": good.name}).state == functions_v2.Function.State.ACTIVE
+
+    await asyncio.to_thread(fail)
+
+
+async def test_what_breaks_a_rule_is_refused_with_the_clients_own_errors(fabric, caller):
+    """400 BadRequest, 409 Conflict, 404 NotFound, each naming the field or the resource."""
+
+    def break_rules():
+        source = caller.upload(zipped(main__py=ECHO))
+
+        def create(name, **service):
+            function = caller.function(name, source, **service)
+            return caller.client.create_function(
+                {"parent": PARENT, "function": function, "function_id": name}, timeout=10
+            )
+
+        with pytest.raises(api_errors.BadRequest, match="function ID"):
+            create("Not_Valid")
+        with pytest.raises(api_errors.BadRequest, match="available_memory"):
+            create("f", available_memory="lots")
+        with pytest.raises(api_errors.BadRequest, match="timeoutSeconds"):
+            create("f", timeout_seconds=4000)
+        with pytest.raises(api_errors.BadRequest, match="available_cpu"):
+            create("f", max_instance_request_concurrency=8)
+        with pytest.raises(api_errors.BadRequest, match="K_SERVICE"):
+            create("f", environment_variables={"K_SERVICE": "x"})
+        create("f").result(timeout=20, retry=SOON)
+        with pytest.raises(api_errors.Conflict):
+            create("f")
+        function = caller.function("g", {"bucket": "no", "object_": "where"})
+        with pytest.raises(api_errors.BadRequest, match="upload it first"):
+            caller.client.create_function({"parent": PARENT, "function": function, "function_id": "g"})
+        with pytest.raises(api_errors.NotFound):
+            caller.client.delete_function({"name": f"{PARENT}/functions/none"}, timeout=10)
+
+    await asyncio.to_thread(break_rules)
+
+
+async def test_only_the_projects_own_account_may_use_the_api(fabric):
+    """Another project's account is 403; a key that is not the account's, and no token, are 401."""
+
+    def trespass():
+        for project, key, status in (("elsewhere", None, 403), ("demo", new_private_key(), 401)):
+            stranger = Caller(fabric, project, key)
+            with pytest.raises(Exception, match=r"Permission denied|invalid authentication") as refused:
+                stranger.client.list_functions({"parent": PARENT}, timeout=10)
+            if status == 403:
+                assert isinstance(refused.value, api_errors.Forbidden)
+            stranger.close()
+
+    await asyncio.to_thread(trespass)
+    none = await fabric.call("GET", f"/v2/{PARENT}/functions", auth=None)
+    assert none.status == 401
+    assert none.body["error"]["status"] == "UNAUTHENTICATED"
+    missing = await fabric.call("GET", f"/v2/{PARENT}/nothing", auth=None)
+    assert missing.status == 404
+    assert missing.body["error"]["status"] == "NOT_FOUND"
+
+
+async def test_forged_tokens_are_refused(fabric):
+    """alg none, expired, too long a life, garbage: 401 every time, and the fabric serves on."""
+    account = fabric.credentials.accounts["demo"]
+    signer = crypt.RSASigner.from_service_account_info(account)
+    now = int(time.time())
+    good = {"iss": account["client_email"], "sub": account["client_email"], "iat": now, "exp": now + 600}
+    good["aud"] = "https://cloudfunctions.googleapis.com/"
+    token = jwt.encode(signer, good).decode()
+    head, claims, signature = token.split(".")
+    none = "eyJhbGciOiJub25lIn0"  # {"alg":"none"}
+    forged = [
+        f"{none}.{claims}.", f"{none}.{claims}.{signature}", f"{head}.{claims}.", f"{head}.{claims}",
+        "x", "a.b.c", "..",
+        jwt.encode(signer, {**good, "exp": now - 60, "iat": now - 600}).decode(),
+        jwt.encode(signer, {**good, "exp": now + 86400}).decode(),
+        jwt.encode(signer, {**good, "aud": "https://other.example/"}).decode(),
+        jwt.encode(signer, {**good, "exp": "never"}).decode(),
+        jwt.encode(signer, {**good, "iss": "somebody@else"}).decode(),
+        "A" * 100_000,
+    ]  # fmt: skip
+
+    async def status(token):
+        url = f"{fabric.url}/v2/{PARENT}/functions"
+        async with fabric.http.get(url, headers={"Authorization": f"Bearer {token[:8000]}"}) as answer:
+            return answer.status
+
+    for bad in forged:
+        assert await status(bad) == 401, bad[:40]
+    assert await status(token) == 200
+
+
+async def test_an_upload_url_serves_once_and_bodies_are_bounded(fabric, caller):
+    """The URL is the permission: not guessable, not reusable."""
+
+    def upload():
+        told = caller.client.generate_upload_url({"parent": PARENT}, timeout=10)
+        assert requests.put(told.upload_url, b"x", timeout=10).status_code == 200
+        assert requests.put(told.upload_url, b"x", timeout=10).status_code == 403
+        assert requests.put(f"{fabric.url}/upload/guess", b"x", timeout=10).status_code == 403
+
+    await asyncio.to_thread(upload)
+    url = f"{fabric.url}/v2/{PARENT}/functions?functionId=f"
+    account = fabric.credentials.accounts["demo"]
+    now = int(time.time())
+    claims = {"iss": account["client_email"], "iat": now, "exp": now + 600}
+    claims["aud"] = "https://cloudfunctions.googleapis.com/"
+    token = jwt.encode(crypt.RSASigner.from_service_account_info(account), claims).decode()
+    for body, status in ((b'{"a":NaN}', 400), (b"[]", 400), (b"{}", 400), (b'{"labels":' + b"[" * 9999, 400)):
+        async with fabric.http.post(url, data=body, headers={"Authorization": f"Bearer {token}"}) as answer:
+            assert answer.status == status
+            assert (await answer.json())["error"]["status"] == "INVALID_ARGUMENT"
+
+
+# --- triggers
+
+
+async def test_a_trigger_needs_an_id_token_for_its_own_url(fabric, caller):
+    """No token 403, wrong audience or API token 401, another project's account 403."""
+
+    def call():
+        made = caller.create("f", zipped(main__py=ECHO))
+        assert requests.post(made.url, json={}, timeout=10).status_code == 403
+        wrong = caller.invoke(made.url, {}, audience=f"{made.url}x")
+        assert wrong.status_code == 401
+        assert 'error="invalid_token"' in wrong.headers["WWW-Authenticate"]
+        other = Caller(fabric, "elsewhere")
+        assert other.invoke(made.url, {}).status_code == 403
+        other.close()
+        below = caller.invoke(f"{made.url}/a/b?c=d", {}, audience=made.url)
+        assert below.json()["path"] == "/a/b?c=d"
+
+    await asyncio.to_thread(call)
+
+
+async def test_the_function_sees_who_called_but_cannot_use_the_token(fabric, caller):
+    """The signature is removed; the execution ID is the caller's, or made."""
+
+    def call():
+        made = caller.create("f", zipped(main__py=ECHO))
+        caller.invoke(made.url, {}, **{"Function-Execution-Id": "run-r1-c0-a0"})
+        caller.invoke(made.url, {})
+
+    await asyncio.to_thread(call)
+    first, second = (request.headers for request in fabric.workers.requests)
+    assert first["Authorization"].endswith(".SIGNATURE_REMOVED_BY_GOOGLE")
+    assert first["Function-Execution-Id"] == "run-r1-c0-a0"
+    assert len(second["Function-Execution-Id"]) == 12
+
+
+async def test_a_trigger_passes_on_status_and_says_429_when_full(fabric, caller):
+    """500 of a crash, the function's own statuses, 413 over 32 MB, 429 when there is no room."""
+
+    def call():
+        code = "def hello(request):\n    return (int(request.body), 'x')\n"
+        made = caller.create("f", zipped(main__py=code))
+        assert caller.invoke(made.url, 418).status_code == 418
+        assert caller.invoke(made.url, "crash").status_code == 500
+        fabric.workers.full = True
+        assert caller.invoke(made.url, 200).status_code == 429
+        fabric.workers.full = False
+        identity = service_account.IDTokenCredentials.from_service_account_info(
+            caller.info, target_audience=made.url
+        )
+        with AuthorizedSession(identity) as session:
+            assert session.post(made.url, data=b"0" * (32 * 2**20), timeout=30).status_code in {200, 500}
+            refused = session.post(made.url, data=b"0" * (32 * 2**20 + 1), timeout=30)
+            assert refused.status_code == 413
+        assert caller.invoke(made.url, 200).status_code == 200
+
+    await asyncio.to_thread(call)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"",
+        b"grant_type=password",
+        b"grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion=x.y.z",
+        b"a=1&" * 50,
+        b"\xff",
+        b"x" * 100_000,
+    ],
+)
+async def test_the_token_endpoint_refuses_what_is_no_assertion(fabric, form):
+    """400 with an OAuth error, never a token."""
+    async with fabric.http.post(f"{fabric.url}/token", data=form) as answer:
+        assert answer.status == 400
+        assert set(await answer.json()) <= {"error", "error_description"}
+
+
+async def test_functions_survive_a_restart_and_half_done_deployments_fail(open_fabric):
+    """What was DEPLOYING is FAILED with the reason; its operation has ended."""
+    async with open_fabric() as fabric:
+        caller = Caller(fabric)
+        made = await asyncio.to_thread(caller.create, "f", zipped(main__py=ECHO))
+        fabric.workers.gate.clear()
+
+        def begin():
+            function = caller.function("half", caller.upload(zipped(main__py=ECHO)))
+            request = {"parent": PARENT, "function": function, "function_id": "half"}
+            return caller.client.create_function(request, timeout=10).operation.name
+
+        operation = await asyncio.to_thread(begin)
+        caller.close()
+    async with open_fabric() as fabric:
+        caller = Caller(fabric)
+
+        def look():
+            half = caller.client.get_function({"name": f"{PARENT}/functions/half"}, timeout=10)
+            assert half.state == functions_v2.Function.State.FAILED
+            assert "stopped" in half.state_messages[0].message
+            again = caller.client.get_function({"name": made.name}, timeout=10)
+            assert caller.invoke(again.url, {}).status_code == 200
+            told = caller.client.get_operation({"name": operation}, timeout=10)
+            assert told.done
+            assert told.error.code == 10
+
+        await asyncio.to_thread(look)
+        caller.close()
+
+
+async def test_health_tells_nothing_but_what_it_is(fabric):
+    """No credentials, no facts beyond name, version, pid; administration needs its token."""
+    told = await fabric.call("GET", "/health", auth=None)
+    assert set(told.body) == {"name", "version", "pid"}
+    assert (await fabric.call("GET", "/admin/stats", auth=None)).status == 401
+    headers = {"Authorization": f"Bearer {fabric.credentials.admin}"}
+    async with fabric.http.get(f"{fabric.url}/admin/stats", headers=headers) as answer:
+        assert json.loads(await answer.text()) == {"workers": 0}
