@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import structlog
 from rich.console import RenderableType
 from rich.text import Text
 
-from fedkeeper import deployment, logs
+from fedkeeper import deployment
 from fedkeeper.cli.interrupts import Interrupts
 from fedkeeper.cli.progress import new_lines, outcome, view
 from fedkeeper.cli.session import Session
 from fedkeeper.cli.show import Screen, live_view, now_ms
+from fedkeeper.config import Experiment, Learning, Limits
 from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import Applied, Command, Phase, Run
 from fedkeeper.deployment import Line, LineState, Target, failures
@@ -27,57 +29,74 @@ NAMED_MAX = 5  # functions named in an error; all have their line above it
 log = structlog.get_logger()
 
 
-async def deploy(session: Session, screen: Screen, targets: Sequence[Target] | None = None) -> None:
-    """Deploy `targets` (those of the learning scenario if None); FedKeeperError names what failed."""
-    total = len(session.targets() if targets is None else targets)
-    with screen.deploying("deploying", total) as progress:
-        lines = await session.deploy(progress, targets)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An experiment and its opened sessions, one per scenario, with the functions that are meant in each."""
+
+    experiment: Experiment
+    parts: Sequence[tuple[Session, Sequence[Target]]]
+
+    @property
+    def total(self) -> int:
+        """How many functions."""
+        return sum(len(targets) for _, targets in self.parts)
+
+    @property
+    def in_flight_max(self) -> int:
+        """How many functions may be worked on at one time."""
+        found = [one.limits for one in self.experiment.scenarios.values() if isinstance(one, Learning)]
+        return (found[0] if found else Limits()).deployments_in_flight_max
+
+
+async def deploy(opened: Opened, screen: Screen) -> None:
+    """Deploy the functions; FedKeeperError names what failed, after all were tried."""
+    lines: list[Line] = []
+    with screen.deploying("deploying", opened.total) as progress:
+        for session, targets in opened.parts:
+            lines += await session.deploy(progress, targets)
     _conclude(screen, lines, "deployed")
 
 
-async def remove(session: Session, screen: Screen, targets: Sequence[Target] | None = None) -> None:
-    """Remove `targets` (those of the learning scenario if None); FedKeeperError names what failed."""
-    wanted = session.targets() if targets is None else targets
-    with screen.deploying("removing", len(wanted)) as progress:
-        lines = await deployment.remove(
-            wanted, session.providers, in_flight_max=session.in_flight_max, progress=progress
-        )
+async def remove(opened: Opened, screen: Screen) -> None:
+    """Remove the functions; FedKeeperError names what failed, after all were tried."""
+    lines: list[Line] = []
+    with screen.deploying("removing", opened.total) as progress:
+        for session, targets in opened.parts:
+            lines += await deployment.remove(
+                targets, session.providers, in_flight_max=opened.in_flight_max, progress=progress
+            )
     _conclude(screen, lines, "removed")
 
 
-async def describe(
-    session: Session, screen: Screen, targets: Sequence[Target] | None, *, experiment: str, save: Path | None
-) -> None:
+async def describe(opened: Opened, screen: Screen, *, save: Path | None) -> None:
     """Print what is deployed, a line each; `save`: as JSON with the platforms' own metadata as well."""
-    wanted = session.targets() if targets is None else targets
-    lines = await deployment.describe(wanted, session.providers, in_flight_max=session.in_flight_max)
+    lines: list[Line] = []
+    plain: list[dict[str, Any]] = []
+    for session, targets in opened.parts:
+        found = await deployment.describe(targets, session.providers, in_flight_max=opened.in_flight_max)
+        lines += found
+        plain += [_metadata(session, line) for line in found if line.deployed is not None]
     for line in lines:
-        found = line.deployed
-        if found is None:
-            screen.deployment(line)
-        else:
-            note = f": {found.message}" if found.message else ""
-            where = f"{line.cluster}/{line.function}"
-            screen.line(f"{found.state:<10}{where}  version {found.version}  {found.url}{note}")
+        screen.found(line)
     if save is not None:
-        plain = [_metadata(session, line) for line in lines if line.deployed is not None]
         saved = datetime.now(UTC).isoformat(timespec="seconds")
-        if not write_json(save, {"experiment": experiment, "saved": saved, "functions": plain}):
+        value = {"experiment": opened.experiment.name, "saved": saved, "functions": plain}
+        if not write_json(save, value):
             raise FedKeeperError(f"{save}: not written", hint="is there space, and the right to write?")
         screen.line(f"saved {len(plain)} function(s) to {save}")
     _raise_failures(screen, lines)
 
 
-async def start(session: Session, screen: Screen, interrupts: Interrupts, *, fresh: bool) -> None:
+async def start(opened: Opened, screen: Screen, interrupts: Interrupts, *, fresh: bool) -> None:
     """Deploy what is missing, then start or resume the run and show it until its end.
 
     RunFailed if it failed; Interrupted after Ctrl-C, when the state is on disk and the run can be resumed.
     """
-    await deploy(session, screen)
+    await deploy(opened, screen)
+    ((session, _),) = opened.parts
     known = session.state.runs
     run_name = await session.start(fresh=fresh)
-    folder = session.folder(run_name)
-    logs.to_folder(folder, run=run_name)
+    folder = opened.experiment.logs.folder / run_name
     _say_start(screen, known.get(run_name), run_name)
     interrupts.graceful = session.request_stop
     run = await _watch(session, screen, run_name)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from fedkeeper.cli import actions
+from fedkeeper.cli.actions import Opened
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts
-from fedkeeper.cli.opening import Act, Job, chosen_only, inventory, learning
-from fedkeeper.cli.selection import Choice, select
-from fedkeeper.cli.session import Session
+from fedkeeper.cli.opening import Act, Job, chosen_only, learning
+from fedkeeper.cli.selection import Choice
 from fedkeeper.cli.show import Screen
-from fedkeeper.config import Experiment, shipped
-from fedkeeper.deployment import Target
+from fedkeeper.config import shipped
 from fedkeeper.errors import ConfigError
 
 SAMPLE: Final = "config-sample.yaml"
 CONFIG: Final = "config.yaml"
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-Targets = Sequence[Target] | None
-ActOn = Callable[[Experiment, Session, Screen, Targets], Awaitable[None]]
+ActOn = Callable[[Opened, Screen], Awaitable[None]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 config_option = click.option(
@@ -129,15 +128,14 @@ def deploy(
     if choice is None:
         raise click.UsageError("say where: -a (all clusters), -o A,B (OpenWhisk) or -g C,D (Google)")
 
-    async def act(experiment: Experiment, session: Session, screen: Screen, _: Interrupts) -> None:
-        targets = select(inventory(experiment), choice)
+    async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
         if deploys:
-            await actions.deploy(session, screen, targets)
+            await actions.deploy(opened, screen)
         if removes:
-            await actions.remove(session, screen, targets)
+            await actions.remove(opened, screen)
         if describes:
-            save = output or experiment.logs.folder / f"functions-{experiment.name}.json"
-            await actions.describe(session, screen, targets, experiment=experiment.name, save=save)
+            usual = opened.experiment.logs.folder / f"functions-{opened.experiment.name}.json"
+            await actions.describe(opened, screen, save=output or usual)
 
     chosen_only(ctx, Job(config=configfile, verbose=verbose), choice, act)
 
@@ -165,7 +163,7 @@ def run_command(ctx: click.Context, configfile: Path, fresh: bool, verbose: bool
 @click.pass_context
 def deploy_command(ctx: click.Context, /, configfile: Path, verbose: bool, **chosen: Any) -> None:
     """Deploy the experiment's functions (`main.py -d`), or with -a, -o or -g plain ones (`deploy.py -d`)."""
-    _either(ctx, Job(config=configfile, verbose=verbose), chosen, lambda _, *args: actions.deploy(*args))
+    _either(ctx, Job(config=configfile, verbose=verbose), chosen, actions.deploy)
 
 
 @fedkeeper.command("remove", context_settings=CONTEXT)
@@ -175,7 +173,7 @@ def deploy_command(ctx: click.Context, /, configfile: Path, verbose: bool, **cho
 @click.pass_context
 def remove_command(ctx: click.Context, /, configfile: Path, verbose: bool, **chosen: Any) -> None:
     """Remove the experiment's functions (`main.py -r`), or with -a, -o or -g plain ones (`deploy.py -r`)."""
-    _either(ctx, Job(config=configfile, verbose=verbose), chosen, lambda _, *args: actions.remove(*args))
+    _either(ctx, Job(config=configfile, verbose=verbose), chosen, actions.remove)
 
 
 @fedkeeper.command("functions", context_settings=CONTEXT)
@@ -189,10 +187,7 @@ def functions_command(
 ) -> None:
     """List what is deployed of the experiment's functions, or with -a, -o or -g of plain ones."""
 
-    async def act(experiment: Experiment, session: Session, screen: Screen, targets: Targets) -> None:
-        await actions.describe(session, screen, targets, experiment=experiment.name, save=output)
-
-    _either(ctx, Job(config=configfile, verbose=verbose), chosen, act)
+    _either(ctx, Job(config=configfile, verbose=verbose), chosen, partial(actions.describe, save=output))
 
 
 @fedkeeper.command("sample", context_settings=CONTEXT)
@@ -211,13 +206,13 @@ def sample_command(file: Path, force: bool) -> None:
 
 
 def _of_experiment(*, deploys: bool, removes: bool, fresh: bool) -> Act:
-    async def act(_: Experiment, session: Session, screen: Screen, interrupts: Interrupts) -> None:
+    async def act(opened: Opened, screen: Screen, interrupts: Interrupts) -> None:
         if deploys:
-            await actions.deploy(session, screen)
+            await actions.deploy(opened, screen)
         elif removes:
-            await actions.remove(session, screen)
+            await actions.remove(opened, screen)
         else:
-            await actions.start(session, screen, interrupts, fresh=fresh)
+            await actions.start(opened, screen, interrupts, fresh=fresh)
 
     return act
 
@@ -226,17 +221,13 @@ def _either(ctx: click.Context, job: Job, chosen: dict[str, Any], act: ActOn) ->
     """The experiment's own functions, or plain ones where clusters were chosen."""
     choice = _choice(**chosen)
 
-    async def on_all(experiment: Experiment, session: Session, screen: Screen, _: Interrupts) -> None:
-        await act(experiment, session, screen, None)
-
-    async def on_some(experiment: Experiment, session: Session, screen: Screen, _: Interrupts) -> None:
-        assert choice is not None
-        await act(experiment, session, screen, select(inventory(experiment), choice))
+    async def on(opened: Opened, screen: Screen, _: Interrupts) -> None:
+        await act(opened, screen)
 
     if choice is None:
-        learning(ctx, job, on_all)
+        learning(ctx, job, on)
     else:
-        chosen_only(ctx, job, choice, on_some)
+        chosen_only(ctx, job, choice, on)
 
 
 def _choice(

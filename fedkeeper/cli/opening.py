@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,17 @@ import click
 from pydantic import BaseModel, SecretStr
 
 from fedkeeper import logs
+from fedkeeper.cli import actions
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts, execute
 from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
-from fedkeeper.cli.session import Backend, Session, real_backend
+from fedkeeper.cli.session import Backend, real_backend
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import Experiment, Learning
 
 PLATFORMS: Final = frozenset({"openwhisk", "google"})
 
-Act = Callable[[Experiment, Session, Screen, Interrupts], Awaitable[None]]
+Act = Callable[[actions.Opened, Screen, Interrupts], Awaitable[None]]
 Work = Callable[[Experiment, Backend, Screen, Interrupts], Awaitable[None]]
 
 
@@ -40,21 +42,30 @@ def learning(ctx: click.Context, job: Job, act: Act) -> None:
     async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
         scenario = experiment.learning_name
         async with backend.open(experiment, scenario=scenario, clusters=None, learn=job.learn) as session:
-            await act(experiment, session, screen, interrupts)
+            parts = ((session, session.targets()),)
+            await act(actions.Opened(experiment=experiment, parts=parts), screen, interrupts)
 
     _perform(ctx, job, work)
 
 
 def chosen_only(ctx: click.Context, job: Job, choice: Choice, act: Act) -> None:
-    """Open the chosen clusters, and act. A wrong name is said before anything is started."""
+    """Open the chosen clusters, once per scenario, and act. A wrong name is said before anything starts."""
 
     async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
         known = inventory(experiment)
-        select(known, choice)
         clusters = chosen_clusters(known, choice)
-        scenario = choice.scenario or None
-        async with backend.open(experiment, scenario=scenario, clusters=clusters, learn=False) as session:
-            await act(experiment, session, screen, interrupts)
+        chosen = select(known, choice)
+        async with AsyncExitStack() as stack:
+            parts = [
+                (
+                    await stack.enter_async_context(
+                        backend.open(experiment, scenario=scenario, clusters=clusters, learn=False)
+                    ),
+                    targets,
+                )
+                for scenario, targets in chosen.items()
+            ]
+            await act(actions.Opened(experiment=experiment, parts=parts), screen, interrupts)
 
     _perform(ctx, job, work)
 

@@ -31,26 +31,31 @@ class Choice:
     functions: Sequence[str] = ()
 
 
-def select(inventory: Inventory, choice: Choice) -> tuple[Target, ...]:
-    """Every chosen function on every chosen cluster that has a platform for it. ConfigError on a wrong name.
+def select(inventory: Inventory, choice: Choice) -> dict[str, tuple[Target, ...]]:
+    """By scenario, every chosen function on every chosen cluster that it is written for.
 
-    Without a scenario those of all scenarios are meant; without functions all of them.
+    Without a scenario those of all scenarios are meant; without functions all of them. ConfigError on a
+    wrong name, or when one function is in several of the scenarios.
     """
     clusters = chosen_clusters(inventory, choice)
     platforms = {inventory.clusters[cluster] for cluster in clusters}
     functions = _functions(inventory, choice)
     for name in choice.functions:
-        if not functions[name] & platforms:
+        written_for = inventory.scenarios[functions[name]][name]
+        if not written_for & platforms:
             raise ConfigError(
                 f"function {name!r} has no entry for {' or '.join(sorted(platforms))}",
-                hint=f"it is written for {', '.join(sorted(functions[name])) or 'no platform'}",
+                hint=f"it is written for {', '.join(sorted(written_for)) or 'no platform'}",
             )
-    return tuple(
-        Target(cluster=cluster, function=name)
-        for cluster in clusters
-        for name, written_for in functions.items()
-        if inventory.clusters[cluster] in written_for
-    )
+    chosen: dict[str, list[Target]] = {}
+    for name, scenario in functions.items():
+        written_for = inventory.scenarios[scenario][name]
+        chosen.setdefault(scenario, []).extend(
+            Target(cluster=cluster, function=name)
+            for cluster in clusters
+            if inventory.clusters[cluster] in written_for
+        )
+    return {scenario: tuple(targets) for scenario, targets in chosen.items() if targets}
 
 
 def chosen_clusters(inventory: Inventory, choice: Choice) -> tuple[str, ...]:
@@ -81,8 +86,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {what} {name!r}", hint=hint)
 
 
-def _functions(inventory: Inventory, choice: Choice) -> dict[str, frozenset[str]]:
-    """The chosen functions and the platforms that each is written for."""
+def _functions(inventory: Inventory, choice: Choice) -> dict[str, str]:
+    """The chosen functions, and the scenario of each."""
     if choice.scenario and choice.scenario not in inventory.scenarios:
         raise unknown("scenario", choice.scenario, inventory.scenarios)
     scenarios = [choice.scenario] if choice.scenario else list(inventory.scenarios)
@@ -101,4 +106,4 @@ def _functions(inventory: Inventory, choice: Choice) -> dict[str, frozenset[str]
                 f"function {name!r} is in several scenarios: {', '.join(owners[name])}",
                 hint="say which one with -s",
             )
-    return {name: inventory.scenarios[owners[name][0]][name] for name in wanted}
+    return {name: owners[name][0] for name in wanted}

@@ -29,15 +29,6 @@ class Session(Protocol):
         """The replicated state; an immutable value, so any thread may read it."""
         ...
 
-    @property
-    def in_flight_max(self) -> int:
-        """How many functions may be deployed or removed at one time."""
-        ...
-
-    def folder(self, run: str) -> Path:
-        """Where the logs of `run` are: logs/<run>."""
-        ...
-
     def targets(self) -> tuple[Target, ...]:
         """Where `main.py` deploys: each client under its name, server functions on the server's cluster."""
         ...
@@ -49,7 +40,8 @@ class Session(Protocol):
     async def start(self, *, fresh: bool) -> str:
         """Resume the unfinished run of this experiment, or begin the next; return its name.
 
-        `fresh`: abandon an unfinished one first. RunChanged if that has another config.
+        `fresh`: abandon an unfinished one first. RunChanged if that has another config. From here on its
+        events and reports are written to logs/<run>.
         """
         ...
 
@@ -77,11 +69,11 @@ class Open(Protocol):
         self,
         experiment: Experiment,
         *,
-        scenario: str | None,
+        scenario: str,
         clusters: Collection[str] | None,
         learn: bool,
     ) -> AbstractAsyncContextManager[Session]:
-        """`scenario`, `clusters`: None for all; `learn`: with store, log and engine, for `start`."""
+        """`clusters`: None for all; `learn`: with log and engine, as `start` needs them."""
         ...
 
 

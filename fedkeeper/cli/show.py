@@ -68,6 +68,15 @@ class Screen:
             text += f": {line.problem}"
         self.line(text, STYLES.get(line.state, ""))
 
+    def found(self, line: Line) -> None:
+        """A function as its platform describes it, or why it does not."""
+        if line.deployed is None:
+            self.deployment(line)
+            return
+        problem = f": {line.problem}" if line.problem else ""
+        where = f"{line.deployed.state:<10}{line.cluster}/{line.function}"
+        self.line(f"{where}  version {line.deployed.version}  {line.url}{problem}")
+
     @contextlib.contextmanager
     def deploying(self, verb: str, total: int) -> Iterator[Callable[[Line], None]]:
         """Lines of functions as they come; on a terminal with a count below."""
@@ -97,6 +106,7 @@ class Screen:
         self._print(run_table(run))
         if run.history:
             self._print(time_table(run))
+        self.line(outcome(run))
         self.line(f"logs:  {folder}")
         if model is not None:
             self.line(f"model: {model}")
@@ -168,7 +178,6 @@ def run_table(run: Run) -> Table:
     table.add_row("failed attempts", str(failed))
     table.add_row("clients that gave up", str(gave_up))
     table.add_row("wall time", span(max(0, run.ended_ms - run.submitted_ms) / 1000 if run.ended_ms else None))
-    table.caption = Text(clean(outcome(run)))
     return table
 
 
@@ -188,8 +197,6 @@ def _table(title: str) -> Table:
         title=title,
         title_justify="left",
         title_style="bold",
-        caption_justify="left",
-        caption_style="",
         box=box.ASCII2,
         show_header=True,
         header_style="",
