@@ -86,11 +86,11 @@ class Output:
             asyncio.get_running_loop().add_reader(fd, self._read, stream)
 
     def _read(self, stream: str) -> bool:
-        """Take what is there (at most 64 KiB); False at the end of the stream."""
+        """Take what is there (at most 64 KiB); False if that was nothing."""
         try:
             data = os.read(self._fds[stream], 64 << 10)
         except BlockingIOError:
-            return True
+            return False
         if not data:
             self._detach(stream)
             return False
@@ -131,9 +131,8 @@ class Output:
     def drain(self) -> None:
         """Read what a dead worker left in its pipes (bounded: a pipe holds 64 KiB to 1 MiB)."""
         for stream in list(self._fds):
-            for _ in range(17):
-                before = self._pending[stream]
-                if not self._read(stream) or self._pending[stream] is before:
+            for _ in range(16):
+                if not self._read(stream):
                     break
             self._flush(stream)
 

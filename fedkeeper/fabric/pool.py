@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import shutil
 import sys
@@ -22,6 +21,8 @@ from fedkeeper.fabric.worker import Worker
 
 T = TypeVar("T")
 WATCH_S = 0.25
+CLOSE_S_MAX = 2.0
+ENDS = ("idle", "evicted", "retired", "closing", "spoilt")  # those that are nobody's fault
 
 
 class Pool:
@@ -34,7 +35,7 @@ class Pool:
         self._admission = Admission(memory_mb, queue_max)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._numbers = itertools.count(1)
         self._counts = {"cold": 0, "warm": 0, "killed": 0}
         self._closed = False
@@ -47,7 +48,9 @@ class Pool:
         """A pool that keeps its workers' directories and its zygotes' logs in `folder`.
 
         `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for memory;
-        `idle_s`: seconds after which a warm worker ends; `python`: interpreter of the functions.
+        `idle_s`: seconds after which a warm worker ends; `python`: interpreter of the functions, which find
+        in it what their requirements.txt names. Open it on the thread that lives as long as the pool: the
+        kernel ends the zygotes with that thread.
         """
         await asyncio.to_thread(_lay_out, folder)
         pool = cls(folder, memory_mb=memory_mb, queue_max=queue_max, idle_s=idle_s, python=python)
@@ -56,8 +59,7 @@ class Pool:
             yield pool
         finally:
             watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.gather(watching, return_exceptions=True)
             await pool.close()
 
     async def run(
@@ -106,15 +108,22 @@ class Pool:
         await asyncio.gather(*(worker.end("closing") for worker in list(self._admission.workers)))
         for zygote in self._zygotes.values():
             await zygote.close()
+        if self._tasks:  # they see their workers' ends; one that waits for a zygote's imports does not
+            await asyncio.wait(self._tasks, timeout=CLOSE_S_MAX)
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(shutil.rmtree, self._folder / "workers", ignore_errors=True)
 
     async def _own(self, work: Awaitable[T]) -> T:
         """Await `work` as a task of the pool: it goes on when the caller is cancelled."""
         task = asyncio.ensure_future(work)
+        self._keep(task)
+        return await asyncio.shield(task)
+
+    def _keep(self, task: asyncio.Future[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
 
     async def _zygote(self, preload: str) -> Zygote:
         async with self._starting.setdefault(preload, asyncio.Lock()):
@@ -157,8 +166,10 @@ class Pool:
         self._admission.release(worker)
 
     def _ended(self, worker: Worker) -> None:
-        if worker.fault in ("", "deadline", "memory"):
+        if worker.fault not in ENDS:
             self._counts["killed"] += 1
+        if worker.ending is not None:
+            self._keep(worker.ending)  # it still has to remove its directory
         self._admission.gone(worker)
 
     async def _watch(self) -> None:
@@ -171,15 +182,10 @@ class Pool:
             table = processes.parents()
             now = asyncio.get_running_loop().time()
             for worker in workers:
-                if worker.memory_kb(table) > worker.revision.limits.memory_mb << 10:
-                    self._soon(worker.end("memory"))
+                if fault := worker.excess(table):
+                    self._keep(asyncio.ensure_future(worker.end(fault)))
                 elif worker.active == 0 and now - worker.idle_since > self._idle_s:
-                    self._soon(worker.end("idle"))
-
-    def _soon(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                    self._keep(asyncio.ensure_future(worker.end("idle")))
 
 
 def _lay_out(folder: Path) -> None:

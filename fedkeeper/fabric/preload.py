@@ -16,7 +16,7 @@ from fedkeeper.errors import ServiceError
 from fedkeeper.fabric.inside.frames import DATAGRAM_BYTES_MAX
 
 _PLAIN = (
-    "numpy",
+    "numpy.random",
     "pymongo",
     "gridfs",
     "safetensors.numpy",
@@ -51,7 +51,7 @@ _ONE_THREAD = (
     "TF_NUM_INTEROP_THREADS",
 )
 _QUIET = {
-    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # at 2, every worker without a GPU logs that it found none as an error
     "CUDA_VISIBLE_DEVICES": "-1",
     "KERAS_BACKEND": "tensorflow",
     "PYTHONUNBUFFERED": "1",

@@ -21,6 +21,7 @@ from fedkeeper.fabric.output import Output
 from fedkeeper.fabric.preload import Zygote
 
 BODY_BYTES_MAX = 33 << 20  # an answer of 32 MiB, the most that a Cloud Function may give
+PROCESSES_MAX = 1024  # as on OpenWhisk
 Answer = tuple[dict[str, Any], bytes]
 
 
@@ -62,7 +63,7 @@ class Worker:
         self._ids = itertools.count()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self.fault = ""  # why the pool ended it
-        self._ending: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
         self._on_end: Callable[[Worker], None] = lambda _: None
 
     @classmethod
@@ -114,7 +115,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """False from the moment that its end has begun."""
-        return self._ending is None
+        return self.ending is None
 
     async def call(self, head: Mapping[str, Any], body: bytes, seconds: float) -> Answer:
         """Send a message and wait for its answer. WorkerDied; after `seconds` with the fault "deadline"."""
@@ -136,6 +137,12 @@ class Worker:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # seen, also when the deadline came first
 
+    def excess(self, table: dict[int, int]) -> str:
+        """The fault of a worker that uses more than it may; empty if it does not."""
+        if 1 + len(processes.descendants([self.pid], table)) > PROCESSES_MAX:
+            return "started too many processes"
+        return "memory" if self.memory_kb(table) > self.revision.limits.memory_mb << 10 else ""
+
     def memory_kb(self, table: dict[int, int]) -> int:
         """KiB of anonymous memory of this worker and its descendants, without what it got from the zygote.
 
@@ -150,15 +157,15 @@ class Worker:
 
     async def end(self, fault: str = "") -> None:
         """Kill it and all that descends from it, remove its directory. Safe to call again."""
-        if self._ending is None:
+        if self.ending is None:
             self.fault = fault
-            self._ending = asyncio.create_task(self._end(), name=f"end of worker {self.pid}")
-        await asyncio.shield(self._ending)
+            self.ending = asyncio.create_task(self._end(), name=f"end of worker {self.pid}")
+        await asyncio.shield(self.ending)
 
     def _exited(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        if self._ending is None:
-            self._ending = asyncio.create_task(self._end(), name=f"end of worker {self.pid}")
+        if self.ending is None:
+            self.ending = asyncio.create_task(self._end(), name=f"end of worker {self.pid}")
 
     async def _end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -194,6 +201,6 @@ class Worker:
             return  # it is ending: `_exited` is told by the kernel. One that only closed has its deadline
         except (ValueError, KeyError, TypeError):
             pass
-        if self._ending is None:
+        if self.ending is None:
             self.fault = "broke the protocol"
             self._exited()

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.model import PoolFull
 from tests.fabric.workers.conftest import Bench, eventually, exists
+from tests.fabric.workers.folders import write_folder
 
 BROOD = """
     import os, sys, time
@@ -193,6 +195,29 @@ asyncio.run(main(Path(sys.argv[1])))
         assert all(map(exists, pids))
         process.kill()
     await eventually(lambda: not any(map(exists, pids)))
+
+
+async def test_a_zygote_that_still_imports_ends_with_the_pools_process(tmp_path: Path) -> None:
+    """It is not listening yet, so the kernel ends it."""
+    write_folder(tmp_path / "f", {"requirements.txt": "tensorflow"})
+    script = tmp_path / "fabric.py"
+    script.write_text("""
+import asyncio, sys
+from pathlib import Path
+from fedkeeper.fabric.pool import Pool
+async def main(root):
+    async with Pool.open(root / "pool", memory_mb=512, queue_max=1, idle_s=1) as pool:
+        await pool.prepare(root / "f")
+        await asyncio.sleep(600)
+asyncio.run(main(Path(sys.argv[1])))
+""")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(command, env=environment) as process:  # noqa: ASYNC220
+        await eventually(lambda: processes.descendants([process.pid], processes.parents()))
+        zygotes = processes.descendants([process.pid], processes.parents())
+        process.kill()
+    await eventually(lambda: not any(map(exists, zygotes)))
 
 
 async def test_each_worker_has_its_own_directory(bench: Bench) -> None:
