@@ -121,7 +121,7 @@ async def open_front(
         yield front
 
 
-def listen(port: int, *, fallback: bool, key: str = "port") -> socket.socket:
+def listen(port: int, *, fallback: bool, key: str = "fabric_port") -> socket.socket:
     """A socket that listens on 127.0.0.1:`port`; 0 is any. With `fallback`, any if that one is in use.
 
     Raises:

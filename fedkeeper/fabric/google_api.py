@@ -25,7 +25,7 @@ from fedkeeper.fabric.bodies import (
     read_body,
 )
 from fedkeeper.fabric.google_functions import Refused
-from fedkeeper.fabric.model import Revision, Workers
+from fedkeeper.fabric.model import PoolFull, Revision, Workers
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Document, Store
 from fedkeeper.fabric.tokens import Authority, TokenRefused, bearer
@@ -40,7 +40,7 @@ _KEEP_MS: Final = 24 * 3600 * 1000
 _PARENT: Final = "/v2/projects/{project}/locations/{location}"
 _PAGE_MAX: Final = 1000
 _TYPES: Final = "type.googleapis.com"
-_INVALID_ARGUMENT, _ABORTED, _INTERNAL = 3, 10, 13  # google.rpc.Code
+_INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _ABORTED, _INTERNAL = 3, 8, 10, 13  # google.rpc.Code
 
 
 class CloudFunctions:
@@ -264,19 +264,22 @@ class CloudFunctions:
         function = document.body["function"]
         revision_id = uuid.uuid4().hex
         revision = rules.revision(function, revision_id, str(self._revisions.folder(revision_id)))
+        code = _INVALID_ARGUMENT
         try:
             archive = await self.store.blob(blob)
             await self._revisions.make(revision_id, partial(archives.extract, archive))
             problem = await self._workers.check(revision)
         except archives.ArchiveRefused as exc:
             problem = f"Build failed: {exc}"
+        except PoolFull:
+            problem, code = "Build failed: no worker was free and the queue is full.", _RESOURCE_EXHAUSTED
         except Exception as exc:  # noqa: BLE001 - the function must not stay DEPLOYING for ever
             log.error("deployment failed inside the fabric", function=function["name"], error=repr(exc))
             problem = "Build failed: the fabric could not start the function."
         if problem:
             await self._revisions.retire(revision_id)
             await self._settle(document, problem)
-            return {"error": {"code": _INVALID_ARGUMENT, "message": problem}}
+            return {"error": {"code": code, "message": problem}}
         active = {key: value for key, value in function.items() if key != "stateMessages"} | {
             "state": "ACTIVE"
         }

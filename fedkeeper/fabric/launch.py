@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,22 +81,23 @@ async def open_fabric(
     argv = [sys.executable, "-P", "-m", "fedkeeper.fabric.serve", str(folder)]
     paths = [str(Path(fedkeeper.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    running = await service.attach(
-        folder, _NAME, argv, start_timeout_s=start_timeout_s, environment=environment
-    )
-    try:
-        url = str(running.info["url"])
-        if port and not url.endswith(f":{port}"):
-            raise ServiceError(
-                f"the embedded fabric of {folder} is running already, at {url} and not on port {port}",
-                hint="end the run that uses it, or configure the same port",
-            )
-        credentials = await _introduce(folder, url, settings)
-    except BaseException:
-        await running.close()
-        raise
+    limit = time.monotonic() + start_timeout_s
+    while True:
+        left = max(0.1, limit - time.monotonic())
+        running = await service.attach(folder, _NAME, argv, start_timeout_s=left, environment=environment)
+        try:
+            credentials = await _introduce(folder, str(running.info["url"]), settings)
+            break
+        except _Dying as exc:  # killed this moment, its lock not yet free: start another
+            await running.close()
+            if time.monotonic() > limit:
+                raise ServiceError(str(exc)) from exc
+            await asyncio.sleep(0.05)
+        except BaseException:
+            await running.close()
+            raise
     address = FabricAddress(
-        url=url,
+        url=str(running.info["url"]),
         openwhisk_auth={name: SecretStr(credentials.openwhisk[name]) for name in namespaces},
         service_accounts={name: credentials.accounts[name] for name in projects},
     )
@@ -108,8 +111,17 @@ def _prepare(folder: Path, settings: Settings) -> Path:
     return folder
 
 
+class _Dying(Exception):
+    """What has announced itself does not listen any more."""
+
+
 async def _introduce(folder: Path, url: str, settings: Settings) -> Credentials:
     """Make sure that it is a fabric that answers, and that it knows our namespaces and projects."""
+    if settings.port and not url.endswith(f":{settings.port}"):
+        raise ServiceError(
+            f"the embedded fabric of {folder} is running already, at {url} and not on port {settings.port}",
+            hint="end the run that uses it, or configure the same port",
+        )
     timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -128,5 +140,7 @@ async def _introduce(folder: Path, url: str, settings: Settings) -> Credentials:
                 if answer.status != 200:
                     raise ServiceError(f"the embedded fabric refused new names: {await answer.text()}")
         return read_credentials(folder)
+    except aiohttp.ClientConnectorError as exc:
+        raise _Dying(f"the embedded fabric at {url} does not answer: {exc!r}") from exc
     except (aiohttp.ClientError, TimeoutError) as exc:
         raise ServiceError(f"the embedded fabric at {url} does not answer: {exc!r}") from exc

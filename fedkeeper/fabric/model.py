@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -87,6 +88,10 @@ class Workers(Protocol):
 
     async def check(self, revision: Revision) -> str:
         """Start one instance of a Cloud Function: empty if it comes up, else why the build failed."""
+        ...
+
+    async def prepare(self, folder: Path) -> None:
+        """Import what the function in `folder` will need, ahead of its first invocation."""
         ...
 
     async def retire(self, revision_id: str) -> None:

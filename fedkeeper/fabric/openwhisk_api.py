@@ -245,6 +245,7 @@ class OpenWhisk:
                 blob=await self.store.put_blob(code.encode()),
             )  # fmt: skip
             await self.store.put(document)
+            self._revisions.prepare(revision)
             if old is not None:
                 await self._revisions.retire(old.revision)
         return json_response(entity)

@@ -9,7 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import structlog
+
 from fedkeeper.fabric.model import Workers
+
+log = structlog.get_logger(__name__)
 
 
 class Revisions:
@@ -21,6 +25,7 @@ class Revisions:
         self._users: Counter[str] = Counter()
         self._retired: set[str] = set()
         self._removals: set[asyncio.Task[None]] = set()
+        self._preparing: set[asyncio.Task[None]] = set()
 
     def folder(self, revision_id: str) -> Path:
         """Where the revision's files are."""
@@ -30,6 +35,18 @@ class Revisions:
         """Have `extract` fill the revision's folder, off the event loop. Its errors are passed on."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(extract, self.folder(revision_id))
+
+    def prepare(self, revision_id: str) -> None:
+        """Have the workers import, in the background, what the revision needs: for a quick first call."""
+
+        async def prepare() -> None:
+            try:
+                with self.use(revision_id):
+                    await self._workers.prepare(self.folder(revision_id))
+            except Exception as exc:  # noqa: BLE001 - an optimisation; the first call will tell the user
+                log.warning("nothing was imported ahead", revision=revision_id, error=repr(exc))
+
+        _keep(self._preparing, asyncio.create_task(prepare()))
 
     @contextlib.contextmanager
     def use(self, revision_id: str) -> Iterator[None]:
@@ -59,8 +76,11 @@ class Revisions:
             await asyncio.to_thread(_sweep, self._root, wanted)
 
     async def close(self) -> None:
-        """Wait for deletions that were begun."""
-        await asyncio.gather(*self._removals)
+        """Finish deletions that were begun; give up what is being imported ahead."""
+        for task in self._preparing:
+            task.cancel()
+        while tasks := self._preparing | self._removals:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _remove(self, revision_id: str) -> None:
         self._retired.discard(revision_id)
@@ -69,9 +89,12 @@ class Revisions:
             await self._workers.retire(revision_id)  # the worker that was busy is idle now
             await asyncio.to_thread(shutil.rmtree, self.folder(revision_id), ignore_errors=True)
 
-        task = asyncio.create_task(remove())
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
+        _keep(self._removals, asyncio.create_task(remove()))
+
+
+def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _sweep(root: Path, wanted: set[str]) -> None:

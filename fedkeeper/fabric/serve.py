@@ -20,6 +20,7 @@ from fedkeeper.fabric.credentials import (
     remember_port,
 )
 from fedkeeper.fabric.front import FrontSettings, listen, open_front
+from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.pool import Pool
 
 NAME: Final = "fabric"
@@ -69,7 +70,10 @@ async def serve(folder: Path) -> None:
                 pool,
                 credentials,
                 listener,
-                settings=FrontSettings(in_flight_max=settings.queue_max),
+                settings=FrontSettings(
+                    in_flight_max=settings.queue_max,
+                    bounds=Bounds(memory_mb=(128, max(512, settings.memory_mb))),
+                ),
                 reload=reload,
             ) as front,
         ):

@@ -17,7 +17,7 @@ from google.auth import crypt, jwt
 
 API_AUDIENCE: Final = "https://cloudfunctions.googleapis.com/"
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-_GOOGLE_TOKEN_ENDPOINT: Final = "https://oauth2.googleapis.com/token"
+_GOOGLE_ENDPOINT: Final = "https://oauth2.googleapis.com/token"
 LIFETIME_S: Final = 3600
 _SCOPES: Final = frozenset(
     {"https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/cloudfunctions"}
@@ -81,7 +81,7 @@ class Authority:
         """The token endpoint's answer: an ID token for a `target_audience`, else an access token."""
         identity, claims = self._self_signed(assertion)
         # google-auth names Google's own endpoint in assertions for ID tokens, whatever the token_uri
-        if claims.get("aud") not in {f"{self.issuer}/token", _GOOGLE_TOKEN_ENDPOINT}:
+        if claims.get("aud") not in {f"{self.issuer}/token", _GOOGLE_ENDPOINT}:
             raise TokenRefused("the assertion is for another token endpoint")
         audience = claims.get("target_audience")
         if isinstance(audience, str) and audience:

@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from google.auth.credentials import CredentialsWithRegionalAccessBoundary as Boundary
 
 from fedkeeper.fabric.credentials import Credentials, make_credentials
 from fedkeeper.fabric.front import Front, FrontSettings, listen, open_front
@@ -51,6 +52,7 @@ class InProcessWorkers:
         self.contexts: list[Mapping[str, str]] = []
         self.revisions: list[Revision] = []
         self.retired: list[str] = []
+        self.prepared: list[Path] = []
         self.requests: list[HttpRequest] = []
         self.full = False
         self._warm: dict[str, ModuleType] = {}
@@ -119,6 +121,9 @@ class InProcessWorkers:
         except Exception as exc:  # noqa: BLE001 - whatever the import raises fails the build
             return f"Build failed: {exc}"
         return "" if hasattr(module, revision.entry) else f"function {revision.entry!r} is not defined"
+
+    async def prepare(self, folder: Path) -> None:
+        self.prepared.append(folder)
 
     async def retire(self, revision_id: str) -> None:
         self.retired.append(revision_id)
@@ -193,6 +198,14 @@ class Answer:
     status: int
     body: Any
     headers: dict[str, str]
+
+
+@pytest.fixture(autouse=True)
+def _stay_on_this_machine(monkeypatch):
+    """google-auth asks iamcredentials.googleapis.com about every service account, in the background."""
+    monkeypatch.setattr(
+        Boundary, "_is_regional_access_boundary_lookup_required", lambda _: False, raising=False
+    )
 
 
 OpenFabric = Callable[..., contextlib.AbstractAsyncContextManager[Fabric]]

@@ -10,7 +10,6 @@ import requests
 from google.api_core import exceptions as api_errors
 from google.api_core.retry import Retry
 from google.auth import crypt, jwt
-from google.auth.credentials import CredentialsWithRegionalAccessBoundary as Credentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import functions_v2
 from google.oauth2 import service_account
@@ -75,14 +74,6 @@ class Caller:
 
     def close(self):
         self.client.transport.close()
-
-
-@pytest.fixture(autouse=True)
-def _stay_on_this_machine(monkeypatch):
-    """google-auth asks iamcredentials.googleapis.com about every service account, in the background."""
-    monkeypatch.setattr(
-        Credentials, "_is_regional_access_boundary_lookup_required", lambda _: False, raising=False
-    )
 
 
 @pytest.fixture
