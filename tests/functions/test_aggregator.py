@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from types import ModuleType
 
@@ -139,3 +140,22 @@ def test_a_damaged_base_is_an_error_of_the_task(
     update = hand_in(store, initial, "c", 5)
     with pytest.raises(ObjectDamaged):
         aggregator.run(aggregate_task(data, replace(initial, sha256="0" * 64), (update,)), store)
+
+
+def test_memory_does_not_grow_with_the_number_of_clients(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects
+) -> None:
+    """One update at a time: 24 take no more than 4 do. (The last is refused, so nothing is evaluated.)"""
+    base = store.put(f"{RUN}/w0", {"w": np.zeros(500_000, np.float32)}, run=RUN, round_no=0)
+
+    def peak(clients: int) -> int:
+        updates = [hand_in(store, base, f"c{i}", 1, seed=i) for i in range(clients)]
+        updates.append(hand_in(store, base, "bad", 1, w=np.full(500_000, np.nan, np.float32)))
+        tracemalloc.start()
+        try:
+            aggregator.run(aggregate_task(data, base, tuple(updates)), store)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(24) < peak(4) + base.nbytes
