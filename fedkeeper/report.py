@@ -68,8 +68,9 @@ class ActivationRow:
     round: str
     client: str = ""  # empty for server tasks
     platform: str = ""
-    cluster: str
+    cluster: str  # where the client lives
     function: str = ""
+    invoked_on: str = ""  # the cluster that gave the activation ID: the invoker's, on the invoker route
     attempt: str
     key: str
     activation_id: str = ""
@@ -117,7 +118,12 @@ def function_of(attempt: Attempt) -> str:
 
 
 def activation_row(
-    attempt: Attempt, *, platform: str, function: str = "", activation: Activation | None = None
+    attempt: Attempt,
+    *,
+    platform: str,
+    function: str = "",
+    invoked_on: str = "",
+    activation: Activation | None = None,
 ) -> ActivationRow:
     """The line of one attempt, with what the platform says of it where that is known."""
     start_ms = activation.start_ms if activation else attempt.sent_ms
@@ -131,6 +137,7 @@ def activation_row(
         platform=platform,
         cluster=attempt.cluster,
         function=(activation.function if activation else "") or function or function_of(attempt),
+        invoked_on=invoked_on or attempt.cluster,
         attempt=str(attempt.number),
         key=attempt.key,
         activation_id=attempt.activation_id or (activation.activation_id if activation else ""),

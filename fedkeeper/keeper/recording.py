@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -34,33 +34,31 @@ class Record:
 
 
 class Recorder:
-    """Listens to the log; each ended attempt is handed to `sink` once, unless its key is in `known`."""
+    """Listens to the log; each ended attempt of `run` is handed to `sink`, those of the past as well."""
 
     def __init__(
         self,
         *,
+        run: str,
         log: Log,
         providers: Mapping[str, Provider],
         sink: Callable[[Record], None],
         clock: Clock,
-        known: Collection[str] = (),
     ) -> None:
         self._providers = providers
         self._sink = sink
         self._clock = clock
-        self._known = set(known)
+        self._run = run
+        self._known: set[str] = set()
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()  # bounded by the attempts of two rounds
-        self._log = log
         self._stop = log.listen(self._on_applied)
-        for run in log.state.runs.values():
-            self._note(run)  # what ended while nobody was recording
+        if run in log.state.runs:
+            self._note(log.state.runs[run])  # what ended while nobody was recording
 
     def _on_applied(self, command: Command, applied: Applied) -> None:
-        for intent in applied.intents:
-            run = applied.state.runs.get(intent.run)
-            if run is not None:
-                self._note(run)
+        if any(intent.run == self._run for intent in applied.intents):
+            self._note(applied.state.runs[self._run])
 
     def _note(self, run: Run) -> None:
         for attempt in run.ended:

@@ -280,8 +280,9 @@ class ExperimentSession:
         def on_record(record: Record) -> None:
             row = report.activation_row(
                 record.attempt,
-                platform=record.platform,
+                platform=self.providers[record.attempt.cluster].platform,
                 function=record.function,
+                invoked_on=record.cluster,
                 activation=record.activation,
             )
             files.activations([row])
@@ -289,7 +290,9 @@ class ExperimentSession:
                 files.function_log(record.attempt.key, record.activation)
 
         self.stack.callback(self._log.listen(on_applied))
-        self._recorder = Recorder(log=self._log, providers=self.providers, sink=on_record, clock=self.clock)
+        self._recorder = Recorder(
+            run=run, log=self._log, providers=self.providers, sink=on_record, clock=self.clock
+        )
         self.stack.push_async_callback(self._recorder.close)
 
     def _write_params(self, run: str) -> None:

@@ -184,6 +184,7 @@ def test_an_activation_row_tells_of_attempt_and_platform(tmp_path):
         "platform": "openwhisk",
         "cluster": "ow",
         "function": "client_0",
+        "invoked_on": "ow",
         "attempt": "0",
         "key": "m-1/r1/client_0/a0",
         "activation_id": "a" * 32,
