@@ -22,6 +22,7 @@ from fedkeeper.providers import google_resources as resources
 from fedkeeper.providers import http
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
+LOCAL_UNIVERSE: Final = "fedkeeper.invalid"
 TOKEN_MARGIN_S: Final = 300.0  # tokens live for an hour; one that is about to expire is not sent
 
 
@@ -79,12 +80,16 @@ def open_client(cluster: str, info: Mapping[str, Any] | None, api_endpoint: str)
         raise ConfigError(f"{cluster}: the service account's JSON is not one: {type(exc).__name__}") from None
     except auth_errors.GoogleAuthError as exc:
         raise resources.failure(cluster, "", exc, wrote=False) from exc
+    options = {"api_endpoint": api_endpoint} if api_endpoint else {}
+    here = bool(api_endpoint) and http.is_loopback(URL(api_endpoint))
+    if here:
+        # In Google's own universe the library asks Google where these credentials may be used.
+        credentials = credentials.with_universe_domain(LOCAL_UNIVERSE)
+        options["universe_domain"] = LOCAL_UNIVERSE
     client = functions.FunctionServiceClient(
-        credentials=credentials,
-        transport="rest",
-        client_options={"api_endpoint": api_endpoint} if api_endpoint else None,
+        credentials=credentials, transport="rest", client_options=options or None
     )
-    if api_endpoint and http.is_loopback(URL(api_endpoint)):
+    if here:
         # The client makes its own sessions and would pass loopback requests to HTTP_PROXY.
         client.transport._session.trust_env = False
         client.transport.operations_client.transport._session.trust_env = False
