@@ -50,7 +50,7 @@ TENSORS = "tensors"
 
 _AUTHENTICATION_CODES = frozenset({13, 18, 8000})  # Unauthorized, AuthenticationFailed, Atlas' own
 _SELECTION_TIMEOUT_S = 2.0  # a look for a primary; Patience looks again
-_SOCKET_TIMEOUT_S = (5.0, 30.0)  # least and most: a store that hangs is given up as one that is away
+_SOCKET_TIMEOUT_S = (2.0, 30.0)  # least and most: a store that hangs is given up as one that is away
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
     options: dict[str, Any] = {
         "host": [host.strip() for host in address.hosts.split(",")],
         "serverSelectionTimeoutMS": round(1000 * min(_SELECTION_TIMEOUT_S, max(address.wait_s, 0.1))),
-        "connectTimeoutMS": 5_000,
+        "connectTimeoutMS": min(5_000, _answer_ms(address)),
         "socketTimeoutMS": _answer_ms(address),
         "waitQueueTimeoutMS": 10_000,
         "maxPoolSize": 20,

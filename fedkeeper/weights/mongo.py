@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -170,7 +171,24 @@ class MongoUpdates:
         patience = mongo.Patience(self._address, what)
         while True:
             try:
-                return await act()
+                with _cancellation_kept():
+                    return await act()
             except (PyMongoError, BSONError) as exc:
                 pause_s = patience.pause_after(exc)
             await asyncio.sleep(pause_s)
+
+
+@contextlib.contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """Raise CancelledError if it was asked for in the block and the driver made something else of it.
+
+    While it connects, pymongo 4.20 loses cancellations; without this, a keeper could not be stopped.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asked_before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > asked_before:
+            raise asyncio.CancelledError

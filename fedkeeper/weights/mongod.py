@@ -93,6 +93,7 @@ class _Guard:
         self._credentials = Credentials.load(folder, create=True)
         self._port = 0
         self._in_use = False
+        self._ending = asyncio.Event()
 
     async def run(self) -> None:
         mongod = await self._first_start()
@@ -105,20 +106,23 @@ class _Guard:
                 self._name,
                 {"port": self._port, "pid": os.getpid(), "database": self._options.database},
             )
+            watch = asyncio.create_task(self._watch_use())
             unused = asyncio.create_task(
                 service.wait_until_unused(
                     self._folder, self._name, linger_s=self._options.linger_s, busy=lambda: self._in_use
                 )
             )
-            watch = asyncio.create_task(self._watch_use())
             try:
                 await asyncio.wait({unused, mongod_up}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (unused, watch):
-                    task.cancel()
-                await asyncio.gather(unused, watch, return_exceptions=True)
+                self._ending.set()
+                unused.cancel()
+                watch.cancel()
+                await asyncio.wait({unused, watch}, timeout=_STOP_TIMEOUT_S / 3)
         except TimeoutError as exc:
             raise ServiceError(f"mongod was not ready after {_SETUP_TIMEOUT_S:g} s{self._words()}") from exc
+        except PyMongoError as exc:
+            raise ServiceError(f"mongod cannot be set up: {exc}{self._words()}") from exc
         finally:
             mongod_up.cancel()  # which shuts mongod down
             (ended,) = await asyncio.gather(mongod_up, return_exceptions=True)
@@ -293,7 +297,7 @@ class _Guard:
 
     async def _configure(self, client: Client) -> None:
         """Tell the replica set its port, which may be another than last time."""
-        config = (await client.admin.command("replSetGetConfig"))["config"]
+        config = await _replica_config(client)
         here = f"{HOST}:{self._port}"
         if config["members"][0]["host"] != here:
             config["members"][0]["host"] = here
@@ -303,7 +307,7 @@ class _Guard:
     async def _watch_use(self) -> None:
         """Note whether a FedKeeper process is connected: functions may outlive the keeper."""
         async with _connected(self._credentials.admin_options(self._port)) as client:
-            while True:
+            while not self._ending.is_set():  # the driver may turn a cancellation into a PyMongoError
                 try:
                     found = await client.admin.aggregate(
                         [
@@ -315,7 +319,9 @@ class _Guard:
                     self._in_use = bool(await found.to_list())
                 except PyMongoError:  # it is being started again
                     self._in_use = False
-                await asyncio.sleep(min(5.0, max(self._options.linger_s / 4, 0.1)))
+                with contextlib.suppress(TimeoutError):
+                    pause_s = min(5.0, max(self._options.linger_s / 4, 0.1))
+                    await asyncio.wait_for(self._ending.wait(), pause_s)
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -356,10 +362,27 @@ async def _connected(options: dict[str, Any]) -> AsyncIterator[Client]:
         yield client
 
 
-async def _until_primary(client: Client) -> None:
-    """Bounded by the caller."""
-    while not (await client.admin.command("hello")).get("isWritablePrimary"):  # noqa: ASYNC110 - polled
+async def _replica_config(client: Client) -> dict[str, Any]:
+    """Once mongod has loaded it, which takes a while if its old port is another's. TimeoutError."""
+    limit = time.monotonic() + _SETUP_TIMEOUT_S
+    while time.monotonic() < limit:
+        try:
+            return dict((await client.admin.command("replSetGetConfig"))["config"])
+        except OperationFailure as exc:
+            if exc.code != 94:  # NotYetInitialized
+                raise
         await asyncio.sleep(0.05)
+    raise TimeoutError
+
+
+async def _until_primary(client: Client) -> None:
+    """TimeoutError if it takes too long."""
+    limit = time.monotonic() + _SETUP_TIMEOUT_S
+    while time.monotonic() < limit:
+        if (await client.admin.command("hello")).get("isWritablePrimary"):
+            return
+        await asyncio.sleep(0.05)
+    raise TimeoutError
 
 
 def _write_secret(path: Path, content: bytes) -> None:
