@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fedkeeper.deployment import Target
 from fedkeeper.errors import ConfigError
 
-PLATFORM_OPTIONS = {"openwhisk": "-o", "google": "-g"}
+PLATFORMS = {"openwhisk": ("an OpenWhisk cluster", "-o"), "google": ("a Google cluster", "-g")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +68,8 @@ def chosen_clusters(inventory: Inventory, choice: Choice) -> tuple[str, ...]:
         for name in names:
             other = inventory.clusters.get(name, platform)
             if other != platform:
-                raise ConfigError(
-                    f"cluster {name!r} is a {other} cluster",
-                    hint=f"name it with {PLATFORM_OPTIONS.get(other, '-a')}",
-                )
+                what, option = PLATFORMS[other]
+                raise ConfigError(f"cluster {name!r} is {what}", hint=f"name it with {option}")
             if name not in of_platform:
                 raise unknown(f"{platform} cluster", name, of_platform)
             chosen[name] = None
@@ -97,8 +95,9 @@ def _functions(inventory: Inventory, choice: Choice) -> dict[str, str]:
             owners.setdefault(name, []).append(scenario)
     for name in choice.functions:
         if name not in owners:
-            where = f" of scenario {choice.scenario!r}" if choice.scenario else ""
-            raise unknown(f"function{where}", name, owners)
+            raise unknown(
+                f"function in scenario {choice.scenario}:" if choice.scenario else "function", name, owners
+            )
     wanted = list(dict.fromkeys(choice.functions)) or list(owners)
     for name in wanted:
         if len(owners[name]) > 1:

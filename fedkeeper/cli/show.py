@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -32,6 +33,14 @@ STYLES: Final = {
 MB: Final = 1024 * 1024
 
 
+class _Console(Console):
+    """Rich ends the process when nobody reads any more; a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Let `Screen` hear of it."""
+        raise BrokenPipeError
+
+
 class Screen:
     """Prints; never raises for the terminal's sake, as a closed pipe must not end a run."""
 
@@ -39,7 +48,7 @@ class Screen:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, ValueError):
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self._console = console or Console(highlight=False, markup=False, emoji=False)
+        self._console = console or _Console(highlight=False, markup=False, emoji=False)
         self._broken = False
 
     @property
@@ -123,6 +132,15 @@ class Screen:
             self._console.print(what, soft_wrap=isinstance(what, Text))
         except OSError:  # a closed pipe, or a full disk behind a redirection
             self._broken = True
+            _forget_stdout()
+
+
+def _forget_stdout() -> None:
+    """Point stdout nowhere, or Python fails once more when it flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def clean(text: str) -> str:
@@ -136,28 +154,26 @@ def now_ms() -> int:
 
 
 def live_view(view: View) -> RenderableType:
-    """Two lines and a bar: where the run is."""
+    """A bar and two lines that fit 80 columns: where the run is."""
     first = Table.grid(padding=(0, 2))
+    target = "" if view.target is None else f" (target {number(view.target)})"
     first.add_row(
         Text(f"round {view.round}/{view.rounds_max} {view.phase}", style="bold cyan"),
-        ProgressBar(total=1.0, completed=view.fraction, width=24),
-        Text(
-            f"accuracy {number(view.accuracy)} (best {number(view.best)}"
-            + (f", target {number(view.target)})" if view.target is not None else ")")
-        ),
+        ProgressBar(total=1.0, completed=view.fraction, width=16),
+        Text(f"accuracy {number(view.accuracy)}{target}", no_wrap=True),
     )
-    return Group(first, Text(status_line(view)))
+    return Group(first, Text(status_line(view), no_wrap=True, overflow="ellipsis"))
 
 
 def status_line(view: View) -> str:
     """The clients of the round, and the time."""
-    clients = f"clients: {view.done} done, {view.running} running, {view.failed} failed"
+    clients = f"{view.done}/{view.chosen} clients done, {view.running} running, {view.failed} failed"
     if view.waiting:
         clients += f", {view.waiting} waiting"
     if view.gave_up:
         clients += f", {view.gave_up} gave up"
-    left = "" if view.left_s is None else f"  at most {span(view.left_s)} left"
-    return f"{clients}, of {view.chosen}  {span(view.elapsed_s)} gone{left}"
+    left = "" if view.left_s is None else f", at most {span(view.left_s)} left"
+    return f"{clients} | {span(view.elapsed_s)}{left}"
 
 
 def run_table(run: Run) -> Table:

@@ -82,6 +82,8 @@ class Script:
     breaks: Exception | None = None  # raised by `finished` after the first round
     export: FedKeeperError | None = None
     on_wait: Callable[[], None] | None = None  # called when the waiting begins
+    deaf: bool = False  # does not hear that a stop is asked for
+    slow_deploy: bool = False  # never ends
 
 
 class Driver:
@@ -179,6 +181,8 @@ class FakeSession:
 
     async def deploy(self, progress: Progress, targets: Sequence[Target] | None = None) -> tuple[Line, ...]:
         chosen = TARGETS if targets is None else targets
+        if self.script.slow_deploy:
+            await self.wait()
         wants = [want for one in chosen for want in wanted(one.cluster, one.function)]
         return await deployment.deploy(wants, self.providers, in_flight_max=4, progress=progress)
 
@@ -199,14 +203,19 @@ class FakeSession:
             if self.script.breaks is not None and done == 1:
                 raise self.script.breaks
             if done == self.script.rounds_then_wait:
-                if self.script.on_wait is not None:
-                    self.script.on_wait()
-                await self.stop.wait()
+                await self.wait()
                 break
         return self.state.runs[run]
 
+    async def wait(self) -> None:
+        """Say so, and wait for a stop."""
+        if self.script.on_wait is not None:
+            self.script.on_wait()
+        await self.stop.wait()
+
     def request_stop(self) -> None:
-        self.stop.set()
+        if not self.script.deaf:
+            self.stop.set()
 
     async def export_model(self, run: str, path: Path) -> None:
         if self.script.export is not None:
@@ -224,6 +233,7 @@ class World:
     started: list[bool] = field(default_factory=list)
     opened: list[tuple[str, tuple[str, ...] | None, bool]] = field(default_factory=list)
     closed: int = 0
+    on_close: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         for name, platform in (("ow_a", "openwhisk"), ("ow_b", "openwhisk"), ("gcf_a", "google")):
@@ -241,6 +251,8 @@ class World:
             yield FakeSession(experiment, self.script, self.log, self)
         finally:
             self.closed += 1
+            if self.on_close is not None:
+                self.on_close()
 
 
 CONFIG = """\
