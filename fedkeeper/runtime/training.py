@@ -73,7 +73,7 @@ class _Trainer:
         self.model = models.build(model_spec, seed=0)  # weights arrive with every task
         self._optimizer = _optimizer(training.optimizer)
         self._optimizer.build(self.model.trainable_variables)
-        self._fresh = [(v, _compact(models.numpy_of(v))) for v in _state(self._optimizer)]
+        self._fresh = [(v, _compact(models.numpy_of(v))) for v in self._optimizer.variables]
         self._seeds = [v for v in self.model.variables if "seed_generator" in v.path]
         self._anchors = (
             [tf.Variable(models.numpy_of(v), trainable=False) for v in self.model.trainable_variables]
@@ -169,12 +169,6 @@ def _optimizer(name: str) -> Any:
             hint=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_OPTIMIZERS)}",
         )
     return _OPTIMIZERS[name.lower()](learning_rate=0.0)
-
-
-def _state(optimizer: Any) -> list[Any]:
-    """Every variable of the optimizer, also those that Keras does not list (Nadam's `_u_product`)."""
-    hidden = [v for v in vars(optimizer).values() if isinstance(v, keras.Variable)]
-    return list({id(v): v for v in [*optimizer.variables, *hidden]}.values())
 
 
 def _compact(value: NDArray[Any]) -> NDArray[Any]:
