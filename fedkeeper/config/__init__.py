@@ -1,12 +1,12 @@
 """One YAML file per experiment: read once, whole, typed, frozen; `load` is the way in."""
 
 from fedkeeper.config.experiment import Config, Embedded, Experiment, Logs, Placement
+from fedkeeper.config.files import shipped
 from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
-from fedkeeper.config.load import load
 from fedkeeper.config.mongo import Mongo
 from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
+from fedkeeper.config.reading import load
 from fedkeeper.config.scenario import Learning, Limits, Scenario
-from fedkeeper.config.shipped import shipped
 
 __all__ = [
     "AnyCluster",

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from fedkeeper.config.faults import Fault
+from fedkeeper.config.faults import UNFILLED, Fault
+from fedkeeper.config.files import shipped
 from fedkeeper.config.redaction import Scrubber
 from fedkeeper.config.secrets import address_parts, take_credentials
+from fedkeeper.errors import ConfigError
 
 # Keras' copy of MNIST: the same images as in the ancestor's four pickles, which nobody should unpickle.
 _MNIST = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
@@ -91,8 +93,10 @@ class Upgrade:
                 "is outdated; write auth.ow_api_host and namespace. Certificates are verified now: give"
                 " ca_file if the cluster's is self-signed",
             )
-        else:
-            cluster.pop("base_url", None)
+        elif cluster.pop("base_url", None) is UNFILLED:
+            auth = cluster.setdefault("auth", {})
+            if isinstance(auth, dict):
+                auth.setdefault("ow_api_host", UNFILLED)
 
     def _without_credentials(self, url: str, at: str, auth: dict[Any, Any]) -> str:
         bare, user, password = take_credentials(url)
@@ -133,6 +137,9 @@ class Upgrade:
             cluster.setdefault("region", found[1])
             cluster.setdefault("project", found[2])
             self._warn(f"{at}.base_url", f"is outdated; write region: {found[1]} and project: {found[2]}")
+        elif base is UNFILLED:
+            cluster.setdefault("project", UNFILLED)
+            cluster.setdefault("region", UNFILLED)
 
     # --- scenarios -------------------------------------------------------------------------------
 
@@ -170,9 +177,14 @@ class Upgrade:
         path = settings.get("func_path")
         found = _OUR_FUNCTION.fullmatch(path) if isinstance(path, str) else None
         if found:
-            settings["func_path"] = f"functions/{found[1]}"
+            function = found[1]
+            try:
+                # Ours, whatever is beside the config: in a clone of the ancestor that is the old one.
+                settings["func_path"] = str(shipped(f"functions/{function}"))
+            except ConfigError:
+                del settings["func_path"]
             self._warn(
-                f"{at}.func_path", f"names the function's folder now: functions/{found[1]} (the default)"
+                f"{at}.func_path", f"names the function's folder now: functions/{function} (the default)"
             )
         if _OLD_RUNTIMES.fullmatch(str(settings.get("runtime", ""))):
             self._drop(settings, at, "runtime", "is too old for our functions; leave it out for the default")
@@ -193,7 +205,7 @@ class Upgrade:
             regions = {
                 cluster.setdefault("region", region) for _, cluster in _items(self.raw, "providers", "google")
             }
-            if regions - {region}:
+            if regions - {region, UNFILLED}:
                 text = (
                     "a cluster has one region; make a second cluster below providers.google for the other one"
                 )
@@ -211,15 +223,16 @@ class Upgrade:
             self.scrub.hide(password)
             self._warn(path, "holds credentials, which end up in logs that way; write username and password")
             for key, value in (("username", user), ("password", password)):
-                if value and mongo.setdefault(key, value) != value:
+                known = mongo.setdefault(key, value) or value
+                mongo[key] = known
+                if value and isinstance(known, str) and known != value:
                     self.faults.append(
                         Fault(path, f"holds another {key} than the key {key}; take it out here")
                     )
         if url.startswith("mongodb+srv://"):
             text = "mongodb+srv is not supported; write the hosts it stands for, and replica_set"
             self.faults.append(Fault(path, text))
-            del mongo["url"]
-            mongo.setdefault("embedded", True)
+            mongo["url"] = UNFILLED
             return
         if url.startswith("mongodb://"):
             parts = urlsplit(url)

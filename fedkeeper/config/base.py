@@ -42,6 +42,11 @@ class Section(BaseModel):
         return {} if value is None else value
 
 
+def empty() -> Any:
+    """Default of a section: nothing, which the section then fills with its own defaults, in its place."""
+    return {}
+
+
 def _not_a_switch(value: Any) -> Any:
     # YAML reads yes, no, on and off as booleans, and pydantic would count them as 1 and 0.
     if isinstance(value, bool):
@@ -137,7 +142,7 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # "package.m
 def near(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` if one of `known` is near `word`, else the list of them."""
     names = [str(name) for name in known]
-    found = difflib.get_close_matches(str(word), names, n=1)
+    found = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     if found:
         return f"did you mean {found[0]!r}?"
     return f"known here: {', '.join(names)}" if names else "there is none"

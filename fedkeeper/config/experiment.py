@@ -19,12 +19,12 @@ from pydantic import (
     Tag,
 )
 
-from fedkeeper.config.base import ConfigPath, Name, Number, Section, near
+from fedkeeper.config.base import ConfigPath, Name, Number, Section, empty, near
+from fedkeeper.config.files import find
 from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
 from fedkeeper.config.providers import AnyCluster, Providers
 from fedkeeper.config.redaction import Scrubber, without_query
 from fedkeeper.config.scenario import ClientsInfo, Learning, Scenario, scenario_class
-from fedkeeper.config.shipped import find
 from fedkeeper.errors import ConfigError
 
 T = TypeVar("T")
@@ -91,9 +91,9 @@ class Config(Section):
         description="start of all chance (whole number): the same config and seed give the same weights",
     )
     embedded: Embedded = Field(
-        default_factory=Embedded, description="settings of the parts that run on this machine"
+        default_factory=empty, description="settings of the parts that run on this machine"
     )
-    logs: Logs = Field(default_factory=Logs, description="what is written down, and where")
+    logs: Logs = Field(default_factory=empty, description="what is written down, and where")
     providers: Providers = Field(description="the FaaS platforms and their clusters")
     scenarios: Annotated[Mapping[str, AnyScenario], Field(min_length=1)] = Field(
         description="what to do: the one with clients_info is learned, others only have functions"

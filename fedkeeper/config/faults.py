@@ -7,13 +7,15 @@ one that needs a value that is itself at fault is left out.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -21,6 +23,14 @@ from fedkeeper.config.base import Section, near
 from fedkeeper.config.scenario import Learning, Scenario, scenario_class
 
 _MISSING = object()
+_LEAF = ConfigDict(hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class Unfilled:
+    """Stands in plain YAML types for a value that has been reported already: it gets no second fault."""
+
+
+UNFILLED = Unfilled()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,10 +74,9 @@ def inspect(
         return tuple(faults)
     known.folder = context["folder"]
     for rule in rules:
-        try:
-            faults.extend(rule(known))
-        except AtFaultItself:
-            continue
+        with contextlib.suppress(AtFaultItself):
+            for fault in rule(known):
+                faults.append(fault)  # one by one: those before a rule ended count
     return tuple(dict.fromkeys(faults))
 
 
@@ -81,36 +90,51 @@ def _section(model: type[Section], raw: Any, at: str, faults: list[Fault], conte
         faults.append(Fault(at, "must be a section: lines of `key: value` below it, further to the right"))
         return _MISSING
     keys = {field.alias or name: name for name, field in model.model_fields.items()}
+    mistyped = set()
     for key in raw:
         if key not in keys:
             faults.append(Fault(_join(at, key), f"unknown key; {near(key, keys)}"))
+            mistyped.update(difflib.get_close_matches(str(key), keys, n=1))
+
     values: dict[str, Any] = {}
+    seen: list[str] = []
     for key, name in keys.items():
         field = model.model_fields[name]
         path = names.get(key) or _join(at, key)
-        if key in raw:
+        if key in mistyped - set(raw):
+            found = _MISSING  # neither missing nor the default: it is there under a wrong name
+        elif key in raw:
             found = _value(field, raw[key], path, faults, context)
         elif field.is_required():
             faults.append(Fault(path, f"is missing; write {field.description}"))
-            continue
+            found = _MISSING
+        elif shape(field.annotation) is not None and field.default_factory is not None:
+            found = _value(field, {}, path, faults, context)
+        elif field.default_factory_takes_validated_data and len(values) < len(seen):
+            found = _MISSING  # it may depend on the value that is at fault
         else:
-            found = field.get_default(call_default_factory=True, validated_data=values)
             # Defaults are validated in the model itself; rules only need their values.
+            found = field.get_default(call_default_factory=True, validated_data=values)
+        seen.append(name)
         if found is not _MISSING:
             values[name] = found
     return Known(model, values)
 
 
 def _value(field: FieldInfo, raw: Any, at: str, faults: list[Fault], context: Mapping[str, Any]) -> Any:
-    shape = _shape(field.annotation)
-    if shape is not None and raw is None and (_allows_none(field) or not field.is_required()):
+    if raw is UNFILLED:
+        return _MISSING
+    kind = shape(field.annotation)
+    if kind is not None and raw is None and (_allows_none(field) or not field.is_required()):
         raw = {}
-    if isinstance(shape, type):
-        return _section(shape, raw, at, faults, context)
-    if shape is not None:
-        return _sections(field, shape[0], raw, at, faults, context)
+    if isinstance(kind, type):
+        return _section(kind, raw, at, faults, context)
+    if kind is not None:
+        return _sections(field, kind[0], raw, at, faults, context)
     try:
-        return TypeAdapter(cast(Any, field.rebuild_annotation())).validate_python(raw, context=dict(context))
+        return TypeAdapter(cast(Any, field.rebuild_annotation()), config=_LEAF).validate_python(
+            raw, context=dict(context)
+        )
     except ValidationError as exc:
         faults.extend(_leaf_faults(exc, at, field))
         return _MISSING
@@ -134,18 +158,18 @@ def _sections(
     return found
 
 
-def _shape(annotation: Any) -> Any:
+def shape(annotation: Any) -> Any:
     """The Section class of a field, or a tuple of the one of its items; None for a plain value."""
     origin, args = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return Scenario if annotation is Learning else annotation
     if origin is Annotated:
-        return _shape(args[0])
+        return shape(args[0])
     if origin in {Union, types.UnionType}:
-        shapes = {_shape(arg) for arg in args} - {None}
+        shapes = {shape(arg) for arg in args} - {None}
         return shapes.pop() if shapes else None
-    if isinstance(origin, type) and issubclass(origin, Mapping) and _shape(args[1]):
-        return (_shape(args[1]),)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and shape(args[1]):
+        return (shape(args[1]),)
     return None
 
 
@@ -171,11 +195,11 @@ def _problem(error: ErrorDetails, field: FieldInfo) -> str:
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
             bounds = [f"{word} {limits[key]:g}" for key, word in words.items() if key in limits]
-            return f"must be {' and '.join(bounds)}; it says: {meaning}"
+            return f"must be {' and '.join(bounds)}; this key is: {meaning}"
         case kind if kind.startswith("int_"):
-            return f"must be a whole number; it says: {meaning}"
+            return f"must be a whole number; this key is: {meaning}"
         case kind if kind.startswith(("float_", "finite_")):
-            return f"must be a number; it says: {meaning}"
+            return f"must be a number; this key is: {meaning}"
         case kind if kind.startswith("bool_"):
             return "must be true or false"
         case kind if kind.startswith("string_"):
@@ -185,7 +209,7 @@ def _problem(error: ErrorDetails, field: FieldInfo) -> str:
                 else f"is not right; write {meaning}"
             )
         case kind if kind.startswith(("tuple_", "list_", "too_")):
-            return f"must be a list, `- item` lines; it says: {meaning}"
+            return f"must be a list, `- item` lines; this key is: {meaning}"
         case _:
             return f"is not right; write {meaning}"
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr
 
-from fedkeeper.config.base import ConfigPath, ExistingPath, Name, Number, Section, Text
+from fedkeeper.config.base import ConfigPath, ExistingPath, Name, Number, Section, Text, empty
 from fedkeeper.runtime.environment import ClientAccess
 
 Route = Literal["direct", "invoker"]
@@ -77,7 +77,7 @@ class OpenWhiskCluster(Cluster):
 
     platform: ClassVar[str] = "openwhisk"
     auth: OpenWhiskAuth = Field(
-        default_factory=OpenWhiskAuth, description="address and credentials; nothing if embedded"
+        default_factory=empty, description="address and credentials; nothing if embedded"
     )
     namespace: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_@.-]+$")] = Field(
         default="_", description="namespace of the functions; `_` is the default one of the credentials"
@@ -144,7 +144,7 @@ class GoogleCluster(Cluster):
     project: Name | None = Field(default=None, description="Google Cloud project; default: auth.project_id")
     region: Name = Field(default="us-central1", description="region of the functions")
     auth: GoogleAuth = Field(
-        default_factory=GoogleAuth,
+        default_factory=empty,
         description="service account; leave out for application default credentials, or if embedded",
     )
     api_endpoint: ApiHost = Field(

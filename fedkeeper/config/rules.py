@@ -5,15 +5,16 @@ A value that has a fault of its own raises AtFaultItself when a rule reads it, w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from fedkeeper.config.base import near
 from fedkeeper.config.experiment import place
 from fedkeeper.config.faults import AtFaultItself, Fault
+from fedkeeper.config.files import find
 from fedkeeper.config.providers import on_this_machine
 from fedkeeper.config.scenario import SERVER_FUNCTIONS, Learning
-from fedkeeper.config.shipped import find
 
 SHIPPED_FUNCTIONS = (*SERVER_FUNCTIONS, "fl_client", "nodeinfo")
 _COUNTS = {"openwhisk": "ow_clients_count", "google": "gcf_clients_count"}
@@ -55,8 +56,7 @@ def openwhisk_can_be_reached(config: Any) -> Iterator[Fault]:
     for name, cluster in config.providers.openwhisk.items():
         at = f"providers.openwhisk.{name}"
         try:
-            host, key = cluster.auth.ow_api_host, cluster.auth.ow_auth
-            embedded = cluster.embedded
+            embedded, host, key = cluster.embedded, cluster.auth.ow_api_host, cluster.auth.ow_auth
         except AtFaultItself:
             continue
         if embedded and (host or key):
@@ -76,34 +76,31 @@ def openwhisk_can_be_reached(config: Any) -> Iterator[Fault]:
             yield Fault(f"{at}.auth.ow_auth", "is not of the form uuid:key (AUTH in ~/.wskprops)")
 
 
-def google_can_be_reached(config: Any) -> Iterator[Fault]:
-    """A project that is not ours needs its name, and its account's keys all or not at all."""
+def google_has_a_project(config: Any) -> Iterator[Fault]:
+    """A project that is not ours needs its name."""
     for name, cluster in config.providers.google.items():
-        at = f"providers.google.{name}"
-        try:
-            auth = cluster.auth
-            named = bool(cluster.project or auth.project_id)
-            account = {"private_key": auth.private_key, "client_email": auth.client_email}
-            embedded = cluster.embedded
-        except AtFaultItself:
-            continue
-        if embedded and any(account.values()):
-            yield Fault(
-                f"{at}.auth", "an embedded cluster makes its own; leave auth out, or set embedded: false"
-            )
-        elif not embedded:
-            if not named:
-                yield Fault(
-                    f"{at}.project",
-                    "is missing; write the Google Cloud project's ID, or embedded: true above",
-                )
-            for key, value in account.items():
-                if not value and (any(account.values()) or auth.type):
-                    yield Fault(
-                        f"{at}.auth.{key}",
-                        "is missing; write the account's keys, or service_account_file alone,"
-                        " or no auth for application default credentials",
-                    )
+        with contextlib.suppress(AtFaultItself):
+            if not (cluster.embedded or cluster.project or cluster.auth.project_id):
+                text = "is missing; write the Google Cloud project's ID, or embedded: true above"
+                yield Fault(f"providers.google.{name}.project", text)
+
+
+def google_account_is_whole(config: Any) -> Iterator[Fault]:
+    """A service account's keys are there all or not at all."""
+    for name, cluster in config.providers.google.items():
+        at = f"providers.google.{name}.auth"
+        with contextlib.suppress(AtFaultItself):
+            account = {key: getattr(cluster.auth, key) for key in ("private_key", "client_email")}
+            if cluster.embedded and any(account.values()):
+                yield Fault(at, "an embedded cluster makes its own; leave auth out, or set embedded: false")
+            elif any(account.values()) or cluster.auth.type:
+                for key, value in account.items():
+                    if not value:
+                        text = (
+                            "is missing; write the account's keys, or service_account_file alone,"
+                            " or no auth for application default credentials"
+                        )
+                        yield Fault(f"{at}.{key}", text)
 
 
 def server_cluster_exists(config: Any) -> Iterator[Fault]:
@@ -154,7 +151,7 @@ def clients_have_clusters(config: Any) -> Iterator[Fault]:
                     f"{at}.clients_info.clients_per_cluster.{name}", f"no such cluster; {near(name, known)}"
                 )
         for platform, key in _COUNTS.items():
-            if getattr(clients, key) and platform not in known.values():
+            if getattr(clients, key) and not getattr(config.providers, platform):
                 yield Fault(
                     f"{at}.clients_info.{key}",
                     f"is {getattr(clients, key)}, but providers.{platform} has no cluster; add one",
@@ -312,7 +309,8 @@ RULES = (
     one_is_learned,
     cluster_names_are_unique,
     openwhisk_can_be_reached,
-    google_can_be_reached,
+    google_has_a_project,
+    google_account_is_whole,
     server_cluster_exists,
     clients_add_up,
     clients_have_clusters,

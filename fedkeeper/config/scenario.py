@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from fedkeeper.config.base import DOTTED, ExistingPath, Number, Section, Text, size_bytes
+from fedkeeper.config.base import DOTTED, ExistingPath, Number, Section, Text, empty, size_bytes
+from fedkeeper.config.files import find
 from fedkeeper.config.functions import FunctionPlaces
 from fedkeeper.config.mongo import Mongo
-from fedkeeper.config.shipped import find
 from fedkeeper.runtime import wire
 
 Count = Annotated[PositiveInt, Number]
@@ -271,19 +271,13 @@ class Learning(Section):
 
     server_config: ServerConfig = Field(description="where the managing functions run")
     clients_info: ClientsInfo = Field(description="how many clients there are, and where they run")
-    data_sampling: DataSampling = Field(
-        default_factory=DataSampling, description="shape of the data, and the model"
-    )
-    partition: Partition = Field(
-        default_factory=Partition, description="how the rows are dealt to the clients"
-    )
-    mongo_config: Mongo = Field(default_factory=Mongo, description="the weights store")
+    data_sampling: DataSampling = Field(default_factory=empty, description="shape of the data, and the model")
+    partition: Partition = Field(default_factory=empty, description="how the rows are dealt to the clients")
+    mongo_config: Mongo = Field(default_factory=empty, description="the weights store")
     training_test_data: TrainingTestData = Field(description="the four arrays of the experiment")
-    model_params: ModelParams = Field(
-        default_factory=ModelParams, description="what a client does in a round"
-    )
-    stopping: Stopping = Field(default_factory=Stopping, description="when the run ends")
-    limits: Limits = Field(default_factory=Limits, description="a bound on everything")
+    model_params: ModelParams = Field(default_factory=empty, description="what a client does in a round")
+    stopping: Stopping = Field(default_factory=empty, description="when the run ends")
+    limits: Limits = Field(default_factory=empty, description="a bound on everything")
     seed: Annotated[int, Number, Field(ge=0, lt=2**31)] | None = Field(
         default=None,
         description="start of all chance in this scenario (whole number); default: the top-level seed",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fedkeeper.config.faults import Fault
+from fedkeeper.config.faults import UNFILLED, Fault, Unfilled
 from fedkeeper.config.providers import read_service_account
 from fedkeeper.config.redaction import Scrubber
 
@@ -62,20 +62,20 @@ class Secrets:
             self.faults.append(
                 Fault(at, "is not a text to YAML, which may have changed it; put it in quotes")
             )
-            return None
+            return UNFILLED
         value = self._text(raw, at, secret=True)
-        if value:
+        if isinstance(value, str):
             self.scrub.hide(value)
         return value
 
-    def _text(self, raw: str, at: str, *, secret: bool = False) -> str | None:
-        """`raw` with its variables filled in; None if that cannot be."""
+    def _text(self, raw: str, at: str, *, secret: bool = False) -> str | Unfilled:
+        """`raw` with its variables filled in; UNFILLED, and a fault, if that cannot be."""
         # A password may well have < and > in it: there only what looks like ours is a placeholder.
         found = _PLACEHOLDER.fullmatch(raw.strip()) if secret else _PLACEHOLDER.search(raw)
         if found:
             shown = "a placeholder" if secret else f"the placeholder {found[0]}"
             self.faults.append(Fault(at, f"still has {shown}; write the value in its place"))
-            return None
+            return UNFILLED
         missing = False
 
         def replaced(match: re.Match[str]) -> str:
@@ -97,14 +97,14 @@ class Secrets:
             return ""
 
         value = _VARIABLE.sub(replaced, raw)
-        return None if missing else value
+        return UNFILLED if missing else value
 
     def _section(self, section: dict[Any, Any], at: str) -> dict[Any, Any]:
         """What can only be done with the whole section at hand."""
         for key in SECRET_KEYS:
-            if section.get(f"{key}_file"):
+            if isinstance(section.get(f"{key}_file"), str):
                 section = self._from_file(section, at, key)
-        if section.get("service_account_file"):
+        if isinstance(section.get("service_account_file"), str):
             section = self._account(section, at)
         return section
 
@@ -115,25 +115,29 @@ class Secrets:
             return section
         text = self._read(section[f"{key}_file"], path)
         if text is None:
-            return section
+            return {**section, key: UNFILLED}
         self.scrub.hide(text)
         return {**section, key: text}
 
     def _account(self, section: dict[Any, Any], at: str) -> dict[Any, Any]:
         path = f"{at}.service_account_file"
+        unknown = {**section, "private_key": UNFILLED}
         text = self._read(section["service_account_file"], path)
         if text is None:
-            return section
+            return unknown
         try:
             account = read_service_account(text)
         except ValueError as exc:
             self.faults.append(Fault(path, str(exc)))
-            return section
+            return unknown
         self.scrub.hide(account["private_key"])
-        return {**account, **{key: value for key, value in section.items() if value not in {None, ""}}}
+        return {
+            **account,
+            **{key: value for key, value in section.items() if value is not None and value != ""},
+        }
 
-    def _read(self, name: Any, at: str) -> str | None:
-        path = self._folder / Path(str(name)).expanduser()
+    def _read(self, name: str, at: str) -> str | None:
+        path = self._folder / Path(name).expanduser()
         try:
             if path.stat().st_size > _FILE_BYTES_MAX:
                 raise ValueError(f"is larger than {_FILE_BYTES_MAX // 1024} KB, so it is no secret")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from fedkeeper.config.ancestor import Upgrade
 from fedkeeper.config.experiment import Config, Experiment
 from fedkeeper.config.faults import Fault, inspect
+from fedkeeper.config.files import ROOTS, shipped
 from fedkeeper.config.redaction import Scrubber
 from fedkeeper.config.rules import RULES
 from fedkeeper.config.secrets import Secrets, TooMuch
-from fedkeeper.config.shipped import ROOTS, shipped
+from fedkeeper.config.yamlfile import HINT, parse
 from fedkeeper.errors import ConfigError
 
 _FILE_BYTES_MAX = 1024 * 1024
 _UNVERIFIED = "false lets anybody in between read the credentials"
-_HINT = "config-sample.yaml and docs/configuration.md say what each key means"
 
 
 def load(path: Path, *, environment: Mapping[str, str] = os.environ) -> Experiment:
@@ -35,7 +33,7 @@ def load(path: Path, *, environment: Mapping[str, str] = os.environ) -> Experime
         ConfigError: no such file, no YAML, or any number of faults, all of them named at once.
     """
     text = _read(path)
-    raw, twice = _parse(path, text)
+    raw, twice, lines = parse(path.name, text)
     folder = path.resolve().parent
     if folder == ROOTS[1]:
         folder = Path.cwd()  # the sample inside an installed package: nothing is written there
@@ -43,9 +41,9 @@ def load(path: Path, *, environment: Mapping[str, str] = os.environ) -> Experime
     try:
         raw = secrets.fill(raw)
     except TooMuch:
-        raise ConfigError(f"{path.name} nests too deeply or repeats itself too often", hint=_HINT) from None
+        raise ConfigError(f"{path.name} nests too deeply or repeats itself too often", hint=HINT) from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path.name} has no keys", hint=_HINT)
+        raise ConfigError(f"{path.name} has no keys", hint=HINT)
     upgrade = Upgrade(raw, secrets.scrub)
     upgrade.run()
     context = {"folder": folder}
@@ -55,8 +53,12 @@ def load(path: Path, *, environment: Mapping[str, str] = os.environ) -> Experime
     found = [fault for fault in inspect(Config, raw, RULES, context) if fault.path not in reported]
     faults = (*earlier, *found)
     if faults:
-        raise _error(path, faults, secrets.scrub)
-    experiment = Experiment.model_validate(raw, context=context)
+        raise _error(path, faults, lines, secrets.scrub)
+    try:
+        experiment = Experiment.model_validate(raw, context=context)
+    except ValidationError as exc:  # a rule of the models that `inspect` does not know: less well worded
+        late = [Fault(".".join(map(str, error["loc"])), error["msg"]) for error in exc.errors()]
+        raise _error(path, late, lines, secrets.scrub) from None
     experiment._path = path
     experiment._folder = folder
     experiment._scrub = secrets.scrub
@@ -81,52 +83,21 @@ def _read(path: Path) -> str:
         raise ConfigError(f"cannot read {path}: {exc.strerror}") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe, and tells of keys that are given twice (PyYAML takes the last one silently)."""
+def _error(path: Path, faults: Iterable[Fault], lines: Mapping[str, int], scrub: Scrubber) -> ConfigError:
+    """All faults, in the order of the file; one of a key that is not there is where it belongs."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.twice: list[Fault] = []
+    def line_of(fault: Fault) -> int:
+        at = fault.path
+        while at and at not in lines:
+            at = at.rpartition(".")[0]
+        return lines.get(at, 0)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        """As PyYAML does, after a look for keys that are given twice."""
-        first: dict[str, int] = {}
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
-                continue
-            line, column = key.start_mark.line + 1, key.start_mark.column + 1
-            if key.value in first:
-                text = (
-                    f"line {line}, column {column}: key {key.value!r} is on line {first[key.value]} already"
-                )
-                self.twice.append(Fault("", f"{text}; keep one"))
-            first.setdefault(key.value, line)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(path: Path, text: str) -> tuple[Any, tuple[Fault, ...]]:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data(), tuple(dict.fromkeys(loader.twice))
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        # What stands in quotes in PyYAML's message is text of the file, and may be a secret.
-        problem = re.sub(r"'[^']{2,}'", "'…'", exc.problem or "is not YAML")
-        raise ConfigError(
-            f"{path.name}{where}: {problem}",
-            hint="indent with spaces, and put a text in quotes if it has : # or begins with * & ! % @ ` { [",
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"{path.name} is not YAML ({type(exc).__name__})", hint=_HINT) from None
-    finally:
-        loader.dispose()
-
-
-def _error(path: Path, faults: Iterable[Fault], scrub: Scrubber) -> ConfigError:
-    lines = [scrub.text(str(fault)) for fault in dict.fromkeys(faults)]
-    title = f"{path.name} has {len(lines)} fault{'s' * (len(lines) > 1)}"
-    return ConfigError("\n  ".join([title, *lines]), hint=_HINT)
+    found = [
+        f"line {lines[fault.path]}: {fault}" if fault.path in lines else str(fault)
+        for fault in sorted(dict.fromkeys(faults), key=line_of)
+    ]
+    title = f"{path.name} has {len(found)} fault{'s' * (len(found) > 1)}"
+    return ConfigError("\n  ".join([title, *map(scrub.text, found)]), hint=HINT)
 
 
 def _unwise(experiment: Experiment) -> Iterable[str]:
