@@ -1,4 +1,8 @@
-"""The pool of worker processes behind both APIs: `Workers` with real processes."""
+"""The pool of worker processes behind both APIs: `Workers` with real processes.
+
+Sessions, rlimits, measured memory and deadlines contain the faults of functions. They do not contain a hostile
+author: workers run as the same user as the pool. That needs containers or virtual machines.
+"""
 
 from __future__ import annotations
 
@@ -183,9 +187,9 @@ class Pool:
             now = asyncio.get_running_loop().time()
             for worker in workers:
                 if fault := worker.excess(table):
-                    self._keep(asyncio.ensure_future(worker.end(fault)))
+                    worker.end(fault)
                 elif worker.active == 0 and now - worker.idle_since > self._idle_s:
-                    self._keep(asyncio.ensure_future(worker.end("idle")))
+                    worker.end("idle")
 
 
 def _lay_out(folder: Path) -> None:

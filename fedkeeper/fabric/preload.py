@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -176,10 +177,13 @@ class Zygote:
     async def close(self) -> None:
         """End it, and with it every worker it forked."""
         self.broken = True
-        self._control.close()  # it kills its workers when it sees this
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # it kills its workers when it sees this
         try:
             async with asyncio.timeout(5):
                 await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+        async with self._turn:  # an exchange under way has seen the end by now
+            self._control.close()

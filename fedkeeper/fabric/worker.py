@@ -7,10 +7,11 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def how_it_ended(status: int | None) -> str:
 class Worker:
     """A process that holds one revision of a function. Made by `start`; `end` kills it and all it started."""
 
-    def __init__(self, revision: Revision, zygote: Zygote, temporary: Path) -> None:
+    def __init__(
+        self, revision: Revision, zygote: Zygote, temporary: Path, on_end: Callable[[Worker], None]
+    ) -> None:
         self.revision = revision
         self.temporary = temporary
         self.output = Output()
@@ -64,7 +67,8 @@ class Worker:
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self.fault = ""  # why the pool ended it
         self.ending: asyncio.Task[None] | None = None
-        self._on_end: Callable[[Worker], None] = lambda _: None
+        self.status: int | None = None  # wait status, once it has ended
+        self._on_end = on_end
 
     @classmethod
     async def start(
@@ -76,7 +80,7 @@ class Worker:
         on_end: Callable[[Worker], None],
     ) -> Worker:
         """Fork one from `zygote`. ServiceError when that cannot be done."""
-        self = cls(revision, zygote, temporary)
+        self = cls(revision, zygote, temporary, on_end)
         ours, theirs = socket.socketpair()
         (out, out_end), (err, err_end) = os.pipe(), os.pipe()
         order = {
@@ -103,31 +107,36 @@ class Worker:
             os.close(err_end)
         self.pid = forked["pid"]
         self._inherited_kb = forked["anonymous_kb"]
-        # Not the channel's end: a process that the function forked may hold that open.
-        self._pidfd = os.pidfd_open(self.pid)  # still its pid: only `zygote.end` reaps it
-        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
         self.output.attach(out, err)
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         self._reading = asyncio.create_task(self._read(), name=f"worker {self.pid}")
-        self._on_end = on_end
+        # Its death shows here and not by the channel: a process that the function forked may hold that open.
+        self._pidfd = os.pidfd_open(self.pid)  # still its pid: only `zygote.end` reaps it
+        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
         return self
 
     @property
     def alive(self) -> bool:
-        """False from the moment that its end has begun."""
-        return self.ending is None
+        """False from the moment of its death, or that its end has begun."""
+        if self.ending is not None:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     async def call(self, head: Mapping[str, Any], body: bytes, seconds: float) -> Answer:
         """Send a message and wait for its answer. WorkerDied; after `seconds` with the fault "deadline"."""
+        if self.ending is not None:
+            await asyncio.shield(self.ending)
+            raise WorkerDied(self.fault, self.status)
         number = next(self._ids)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
         try:
             async with asyncio.timeout(seconds):
-                if self.alive:
-                    self._writer.write(pack({**head, "id": number}, body))
-                    with contextlib.suppress(ConnectionError):  # it died: `answer` will say how
-                        await self._writer.drain()
+                self._writer.write(pack({**head, "id": number}, body))
+                with contextlib.suppress(ConnectionError):  # it died: `answer` will say how
+                    await self._writer.drain()
                 return await answer
         except TimeoutError:
             await self.end("deadline")
@@ -155,26 +164,27 @@ class Worker:
             return bound
         return min(bound, sum(map(processes.proportional_kb, tree)))
 
-    async def end(self, fault: str = "") -> None:
-        """Kill it and all that descends from it, remove its directory. Safe to call again."""
+    def end(self, fault: str) -> Awaitable[None]:
+        """Kill it and all that descends from it, remove its directory. Safe to call again.
+
+        Begun when this returns, so that nobody can lease the worker in between; done when awaited.
+        """
         if self.ending is None:
             self.fault = fault
             self.ending = asyncio.create_task(self._end(), name=f"end of worker {self.pid}")
-        await asyncio.shield(self.ending)
+        return asyncio.shield(self.ending)
 
     def _exited(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        if self.ending is None:
-            self.ending = asyncio.create_task(self._end(), name=f"end of worker {self.pid}")
+        self.end("")
 
     async def _end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        status = await self._zygote.end(self.pid)
+        self.status = await self._zygote.end(self.pid)
         self.output.drain()
         for answer in self._pending.values():
             if not answer.done():
-                answer.set_exception(WorkerDied(self.fault, status))
+                answer.set_exception(WorkerDied(self.fault, self.status))
         self._on_end(self)
         self._reading.cancel()
         self._writer.transport.abort()
@@ -201,6 +211,4 @@ class Worker:
             return  # it is ending: `_exited` is told by the kernel. One that only closed has its deadline
         except (ValueError, KeyError, TypeError):
             pass
-        if self.ending is None:
-            self.fault = "broke the protocol"
-            self._exited()
+        self.end("broke the protocol")

@@ -14,6 +14,7 @@ import pytest
 
 from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.model import PoolFull
+from fedkeeper.fabric.worker import WorkerDied
 from tests.fabric.workers.conftest import Bench, eventually, exists
 from tests.fabric.workers.folders import write_folder
 
@@ -54,8 +55,8 @@ def pids_in(path: Path) -> list[int]:
 async def test_a_deadline_ends_the_action_and_all_it_started(bench: Bench, tmp_path: Path) -> None:
     """Its children and its daemon, which left its session and its family, die with it."""
     await bench.open()
-    ran = await bench.run(bench.revision(BROOD, timeout_ms=1_500), to=str(tmp_path / "pids"), hang=True)
-    assert ran.result == {"error": "The action exceeded its time limits of 1500 milliseconds."}
+    ran = await bench.run(bench.revision(BROOD, timeout_ms=3_000), to=str(tmp_path / "pids"), hang=True)
+    assert ran.result == {"error": "The action exceeded its time limits of 3000 milliseconds."}
     assert (ran.status, ran.timed_out) == ("action developer error", True)
     pids = pids_in(tmp_path / "pids")
     assert len(pids) == 3
@@ -94,7 +95,7 @@ async def test_what_was_printed_before_the_deadline_is_in_the_logs(bench: Bench)
             sys.stdout.flush()
             time.sleep(60)
         """,
-        timeout_ms=500,
+        timeout_ms=2_000,
     )
     assert [line[31:] for line in (await bench.run(action)).logs[:2]] == ["stdout: one", "stdout: two"]
 
@@ -145,6 +146,18 @@ async def test_a_worker_killed_from_outside_ends_only_its_activation(bench: Benc
     assert again.init_ms is not None
 
 
+async def test_a_call_to_a_worker_that_has_ended_fails_at_once(bench: Bench) -> None:
+    """It died between its lease and the call: told by its status, not by a deadline."""
+    pool = await bench.open()
+    worker, _ = await pool.lease(bench.revision("def main(args): return {}"))
+    os.kill(worker.pid, signal.SIGKILL)
+    await eventually(lambda: not worker.alive)
+    await eventually(lambda: pool.stats()["workers"] == 0)
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        await worker.call({"kind": "run"}, b"", 3600)
+    await pool.release(worker, spoilt=True)
+
+
 async def test_a_zygote_that_is_killed_is_replaced(bench: Bench, tmp_path: Path) -> None:
     """Its workers die with it, and the next invocation starts another."""
     pool = await bench.open()
@@ -168,6 +181,7 @@ async def test_everything_ends_with_the_pools_process(tmp_path: Path) -> None:
     script.write_text("""
 import asyncio, sys
 from pathlib import Path
+from fedkeeper.fabric.worker import WorkerDied
 from tests.fabric.workers.conftest import Bench
 from contextlib import AsyncExitStack
 async def main(root):

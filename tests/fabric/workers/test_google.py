@@ -111,7 +111,7 @@ async def test_the_time_limit_is_a_504_and_the_instance_is_killed(bench: Bench) 
     function = google(
         bench,
         "import time\ndef main(request):\n    if request.args: time.sleep(60)\n    return 'ok'",
-        timeout_ms=700,
+        timeout_ms=2_000,
     )
     answer = await bench.get(function, "/?hang=1")
     assert (answer.status, answer.ran.timed_out) == (504, True)
