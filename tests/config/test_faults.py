@@ -56,7 +56,7 @@ CASES = yaml.safe_load((HERE / "faults.yaml").read_text(encoding="utf-8"))
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: next(iter(case["write"])))
 def test_a_fault_names_the_key_and_the_way_out(loading: Loading, case: dict[str, Any]):
-    """These and no others: a fault never drags a second one behind it. faults.yaml has the texts to review."""
+    """These and no others: a fault never drags a second one behind it. See faults.yaml for the texts."""
     changes = {path: MISSING if value == "(nothing)" else value for path, value in case["write"].items()}
     found = [fault.replace(str(loading.folder), "FOLDER") for fault in loading.faults(changes)]
     assert found == case["faults"]

@@ -189,6 +189,25 @@ def test_an_installed_package_finds_what_it_brought(monkeypatch: pytest.MonkeyPa
     assert shipped("data") == package / "shipped" / "data"
 
 
+def test_the_sample_of_an_installed_package_writes_where_the_user_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Not into site-packages; and it finds its data, which was installed beside it."""
+    package = tmp_path / "site-packages" / "fedkeeper" / "shipped"
+    (package / "data").mkdir(parents=True)
+    shutil.copy(ROOT / "config-sample.yaml", package)
+    (package / "data" / "mnist-12k.npz").touch()
+    for module in ("files", "reading"):
+        monkeypatch.setattr(f"fedkeeper.config.{module}.ROOTS", (tmp_path / "site-packages", package))
+    monkeypatch.chdir(tmp_path)
+
+    experiment = load(shipped("config-sample.yaml"), environment={})
+
+    assert experiment.logs.folder == tmp_path / "logs"
+    data = experiment.learning.data_spec().train_images.url
+    assert data == (package / "data" / "mnist-12k.npz").as_uri()
+
+
 def test_data_may_come_from_anywhere_but_a_pickle(loading: Loading):
     """Addresses, idx files, a function of the user's; arrays have names in .npz files only."""
     data = loading.of(
