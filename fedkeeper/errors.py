@@ -55,12 +55,13 @@ class ConfigError(FedKeeperError):
 
 
 class ProviderError(FedKeeperError):
-    """A FaaS platform: names the cluster, the function and the problem."""
+    """A FaaS platform: names the cluster, the function (empty: the platform as a whole) and the problem."""
 
     def __init__(
         self, cluster: str, function: str, problem: str, *, status: int | None = None, hint: str = ""
     ) -> None:
-        super().__init__(f"{cluster}: function {function!r}: {problem}", hint=hint)
+        where = f"{cluster}: function {function!r}" if function else cluster
+        super().__init__(f"{where}: {problem}", hint=hint)
         self.cluster = cluster
         self.function = function
         self.problem = problem

@@ -35,6 +35,7 @@ from fedkeeper.providers.google_calls import REFUSED, Call, Calls
 from fedkeeper.providers.google_login import IdTokens, close_client, open_client
 
 T = TypeVar("T")
+THREADS_MAX: Final = 32
 PAGE: Final = 100
 FUNCTIONS_MAX: Final = 5000  # the platform allows 1,000 per region
 POLL_S: Final = (0.05, 5.0)  # first and longest pause between looks at an operation; each 1.5 times the last
@@ -104,7 +105,7 @@ class Google:
             region: e.g. "europe-west3".
             service_account: the key file's JSON; None: Application Default Credentials.
             api_endpoint: e.g. "http://127.0.0.1:8085" for the embedded fabric; empty: Google's.
-            requests_in_flight_max: of the management API; each takes a thread.
+            requests_in_flight_max: of the management API; each takes a thread, 32 at most.
             calls_in_flight_max: activations; each takes a connection until it ends.
             connect_timeout_s: for a connection.
             request_timeout_s: for an answer of the management API.
@@ -116,7 +117,11 @@ class Google:
             AuthenticationRefused: no Application Default Credentials.
         """
         clock = clock or SystemClock()
-        threads = ThreadPoolExecutor(requests_in_flight_max, thread_name_prefix=f"google-{cluster}")
+        if api_endpoint:
+            http.warn_if_plain(cluster, URL(api_endpoint))
+        threads = ThreadPoolExecutor(
+            min(requests_in_flight_max, THREADS_MAX), thread_name_prefix=f"google-{cluster}"
+        )
         session = http.open_session(in_flight_max=calls_in_flight_max + requests_in_flight_max)
         calls = Calls(
             cluster,

@@ -75,7 +75,9 @@ class Calls:
         self._kept_bytes = 0
 
     async def start(self, call: Call) -> None:
-        """Return when the request is written; once for an ID that is running.
+        """Return when the request is written; an ID that is running is not sent again.
+
+        Cancelling the caller does not call the request back.
 
         Raises ProviderUnavailable (nothing left this machine), InvocationUnknown (part of it did), or
         Throttled when as many calls as allowed are in flight.
@@ -90,6 +92,7 @@ class Calls:
                 retry_after_s=FULL_S,
                 hint="raise calls_in_flight_max of this cluster",
             )
+        self._forget(call.activation_id)  # of the same key in an earlier life of the run
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._call(call, written), name=f"call {call.function}")
         self._running[call.activation_id] = task
@@ -111,13 +114,15 @@ class Calls:
     async def _call(self, call: Call, written: asyncio.Future[None]) -> None:
         """Send once, keep the answer. A connection lost after sending leaves nothing: it may be running."""
         sending = http.Sending()
-        sending.progress.append(
-            lambda: (
-                None if written.done() or sending.body_bytes < len(call.body) else written.set_result(None)
-            )
-        )
+
+        def look() -> None:
+            if sending.body_bytes >= len(call.body) and not written.done():
+                written.set_result(None)
+
+        sending.progress = look
         limit_s = call.timeout_s + GRACE_S
         start_ms = self._clock.now_ms()
+        problem = "the call ended unexpectedly"
         try:
             answer = await http.exchange(
                 self._session,
@@ -133,27 +138,34 @@ class Calls:
                 body=call.body,
                 headers=call.headers,
             )
-            self._keep(
-                activation(call, answer, start_ms=start_ms, end_ms=self._clock.now_ms()), len(answer.body)
-            )
+            ended = activation(call, answer, start_ms=start_ms, end_ms=self._clock.now_ms())
+            self._keep(ended, len(answer.body))
         except http.AnswerTooLarge as exc:
             self._keep(_oversize(call, str(exc), start_ms=start_ms, end_ms=self._clock.now_ms()), 0)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            if not written.done():
+            problem = http.describe(exc)
+        except asyncio.CancelledError:
+            problem = "the provider was closed"
+            raise
+        finally:
+            if written.done():
+                pass
+            elif call.activation_id in self._kept:  # answered before the body was out
+                written.set_result(None)
+            else:
                 kind = InvocationUnknown if sending.started else ProviderUnavailable
                 how_far = "sent in part" if sending.started else "not sent"
-                written.set_exception(kind(self._cluster, call.function, f"{how_far}: {http.describe(exc)}"))
-        finally:
-            if not written.done():  # the answer came before the body was out, or this task is cancelled
-                written.set_result(None)
+                written.set_exception(kind(self._cluster, call.function, f"{how_far}: {problem}"))
 
     def _keep(self, ended: Activation, size: int) -> None:
-        _, replaced = self._kept.pop(ended.activation_id, (None, 0))
         self._kept[ended.activation_id] = (ended, size)
-        self._kept_bytes += size - replaced
+        self._kept_bytes += size
         while len(self._kept) > KEPT_MAX or self._kept_bytes > KEPT_BYTES_MAX:
-            _, (_, dropped) = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, activation_id: str) -> None:
+        _, size = self._kept.pop(activation_id, (None, 0))
+        self._kept_bytes -= size
 
 
 def activation(call: Call, answer: http.Answer, *, start_ms: int, end_ms: int) -> Activation:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import json
 import ssl
 import types
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import structlog
@@ -20,6 +20,7 @@ from yarl import URL
 from fedkeeper.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
+PIECEWISE_BYTES = 2**18
 TEXT_MAX = 300  # characters of a platform's error text that are passed on
 
 
@@ -33,7 +34,7 @@ class Sending:
 
     started: bool = False  # the headers went out: from here on the act may happen
     body_bytes: int = 0  # of the body, handed to the connection so far
-    progress: list[Any] = field(default_factory=list)  # callables, called after every piece
+    progress: Callable[[], None] | None = None  # called after every piece of the body
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ async def exchange(
         method,
         url,
         params=params,
-        data=body,
+        # A large body goes out piece by piece: as one it would hold up everything else meanwhile.
+        data=io.BytesIO(body) if body is not None and len(body) > PIECEWISE_BYTES else body,
         headers=headers,
         timeout=timeout,
         allow_redirects=False,  # credentials go where the config says and nowhere else
@@ -116,6 +118,12 @@ def tls_context(cluster: str, *, verify: bool, ca_file: Path | None) -> ssl.SSLC
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as exc:
         raise ConfigError(f"{cluster}: ca_file {ca_file}: {exc}", hint="it must be a PEM file") from exc
+
+
+def warn_if_plain(cluster: str, url: URL) -> None:
+    """Log that credentials will travel unencrypted, where they will."""
+    if url.scheme == "http" and not is_loopback(url):
+        _log.warning("no TLS: anyone in between can read the key", cluster=cluster, host=url.host)
 
 
 def is_loopback(url: URL) -> bool:
@@ -185,5 +193,5 @@ async def _chunk_sent(
 ) -> None:
     sending: Sending = context.trace_request_ctx
     sending.body_bytes += len(params.chunk)
-    for call in sending.progress:
-        call()
+    if sending.progress:
+        sending.progress()

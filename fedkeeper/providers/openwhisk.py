@@ -83,6 +83,7 @@ class OpenWhisk:
         if not (login and password):
             raise ConfigError(f"{cluster}: auth is not of the form uuid:key", hint="see AUTH in ~/.wskprops")
         api = _base_url(cluster, api_host, namespace)
+        http.warn_if_plain(cluster, api)
         tls = http.tls_context(cluster, verify=tls_verify, ca_file=ca_file)
         provider = cls(
             cluster=cluster,
@@ -105,7 +106,7 @@ class OpenWhisk:
 
     async def check(self) -> None:
         """Return if the platform answers and lets this key into this namespace."""
-        await self._read("", "actions", {"limit": "1"})
+        await self._page("actions", {"limit": "1"})
 
     async def deploy(self, package: Package) -> Deployed:
         """PUT with overwrite=true: creates the action, or updates it in place."""
@@ -238,7 +239,10 @@ class OpenWhisk:
     async def _page(
         self, path: str, query: Mapping[str, str], *, bytes_max: int = SMALL_BYTES_MAX
     ) -> Sequence[dict[str, Any]]:
-        rows = await self._read("", path, query, bytes_max=bytes_max)
+        try:
+            rows = await self._read("", path, query, bytes_max=bytes_max)
+        except FunctionMissing as exc:
+            raise RequestRefused(self.cluster, "", exc.problem, status=404, hint=_NOT_OPENWHISK) from exc
         if not isinstance(rows, list):
             raise ProviderError(self.cluster, "", f"GET {path}: a list was expected", hint=_NOT_OPENWHISK)
         return [row for row in rows if isinstance(row, dict)]

@@ -251,7 +251,8 @@ async def test_the_api_silent_leaves_a_removal_open(cloud: Canned) -> None:
 async def test_a_first_deployment_creates(google_cloud: Google, cloud: Canned) -> None:
     """Upload without credentials, then the function with its limits, secrets and labels."""
     cloud.when("GET", "/functions/client-3", 404, refused(404, "NOT_FOUND"))
-    deployed = await google_cloud.deploy(package())
+    archive = b"zip" * 2**20  # large enough to go out piece by piece
+    deployed = await google_cloud.deploy(package(archive=archive))
     assert paths(cloud) == [
         ("GET", f"/v2/{FUNCTION}"),
         ("POST", f"/v2/{PARENT}/functions:generateUploadUrl"),
@@ -259,8 +260,9 @@ async def test_a_first_deployment_creates(google_cloud: Google, cloud: Canned) -
         ("POST", f"/v2/{PARENT}/functions"),
     ]
     upload = next(seen for seen in cloud.seen if seen.method == "PUT")
-    assert (upload.body, upload.headers["Content-Type"]) == (b"zip", "application/zip")
+    assert (upload.body, upload.headers["Content-Type"]) == (archive, "application/zip")
     assert "Authorization" not in upload.headers
+    assert upload.headers["Content-Length"] == str(len(archive))
     assert upload.query == {"sig": "a+b"}
     create = cloud.seen[-1]
     assert create.query["functionId"] == "client-3"
@@ -457,6 +459,42 @@ async def test_calls_in_flight_have_a_bound(cloud: Canned) -> None:
         cloud.hold.set()
         await ending(provider, one)
         await provider.invoke("client_3", {}, key="other", timeout_s=5)
+
+
+async def test_a_key_that_comes_again_has_a_new_end(google_cloud: Google, cloud: Canned) -> None:
+    """A run of the same name, later: what the first one came to is not taken for the second's."""
+    one = await act(google_cloud, "invoke")
+    assert (await ending(google_cloud, one)).ok
+    cloud.hold, cloud.held = asyncio.Event(), "/fn/"
+    assert await act(google_cloud, "invoke") == one
+    assert await google_cloud.ended([one], since_ms=0) == {}
+
+
+async def test_closing_while_a_request_is_being_sent_says_how_far_it_got(cloud: Canned) -> None:
+    """A body that the platform does not read: whoever waits for it is told, not left waiting."""
+    cloud.hold = asyncio.Event()
+
+    async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        headers_read.set()
+        await cloud.hold.wait() if cloud.hold else None
+        writer.close()
+
+    headers_read = asyncio.Event()
+    server = await asyncio.start_server(never_read, "127.0.0.1", 0, limit=2**16)
+    port = server.sockets[0].getsockname()[1]
+    slow = {**function(cloud.url), "url": f"http://127.0.0.1:{port}/fn"}
+    cloud.held = "/never"
+    cloud.when("GET", "/functions/client-3", 200, slow)
+    async with open_to(cloud.url) as provider:
+        waiting = asyncio.create_task(provider.invoke("client_3", {"a": "x" * 2**25}, key="k", timeout_s=60))
+        async with asyncio.timeout(10):
+            await headers_read.wait()
+    with pytest.raises(InvocationUnknown, match="the provider was closed"):
+        await waiting
+    cloud.hold.set()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_closing_with_calls_in_flight_leaks_nothing(cloud: Canned) -> None:

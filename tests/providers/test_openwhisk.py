@@ -101,6 +101,7 @@ REFUSALS = [
     ("deploy", 500, error("oops"), InvocationUnknown, "oops"),
     ("remove", 409, error("Concurrent modification"), RequestRefused, "Concurrent"),
     ("remove", 503, b"", InvocationUnknown, "503"),
+    ("list", 404, error("The requested resource does not exist."), RequestRefused, "ow: HTTP 404"),
     ("list", 401, error("invalid"), AuthenticationRefused, "invalid"),
     ("list", 503, b"", ProviderUnavailable, "503"),
     ("list", 200, {"not": "a list"}, ProviderError, "list was expected"),
@@ -211,6 +212,15 @@ async def test_a_deployment_is_one_put_of_all_that_the_action_needs(whisk: OpenW
     }
     assert (deployed.function, deployed.version, deployed.updated_ms) == ("client_3", "0.0.2", 7)
     assert deployed.url == f"{canned.url}/api/v1/namespaces/guest/actions/client_3"
+
+
+async def test_a_large_package_is_one_put_as_well(whisk: OpenWhisk, canned: Canned) -> None:
+    """It goes out piece by piece, with its length said before."""
+    canned.reply(200, {})
+    await whisk.deploy(package(archive=bytes(3 * 2**20)))
+    (seen,) = canned.seen
+    assert seen.json["exec"]["code"] == base64.b64encode(bytes(3 * 2**20)).decode()
+    assert seen.headers["Content-Length"] == str(len(seen.body))
 
 
 async def test_an_image_makes_it_a_blackbox(whisk: OpenWhisk, canned: Canned) -> None:

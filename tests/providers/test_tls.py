@@ -37,9 +37,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(loopback)]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )
@@ -85,6 +83,14 @@ async def test_the_clusters_own_authority_is_trusted(url: str, certificate: Path
     """ca_file, as a private cluster needs it."""
     async with open_to(url, ca_file=certificate) as whisk:
         await whisk.check()
+
+
+async def test_a_host_without_tls_is_logged() -> None:
+    """Basic authentication over plain HTTP is readable on the way; on loopback there is no way."""
+    with structlog.testing.capture_logs() as logs:
+        async with open_to("http://ow.example"), open_to("http://127.0.0.1:1"):
+            pass
+    assert [line["host"] for line in logs] == ["ow.example"]
 
 
 async def test_not_verifying_is_possible_and_logged(url: str) -> None:
