@@ -1,7 +1,8 @@
 """The pool of worker processes behind both APIs: `Workers` with real processes.
 
-Sessions, rlimits, measured memory and deadlines contain the faults of functions. They do not contain a hostile
-author: workers run as the same user as the pool. That needs containers or virtual machines.
+Sessions, rlimits, measured memory and deadlines contain the faults of functions, not a hostile author:
+workers run as the same user as the pool. That needs containers or virtual machines.
+
 """
 
 from __future__ import annotations
