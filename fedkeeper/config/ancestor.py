@@ -6,7 +6,7 @@ Works on plain YAML types, before the models see them. Never puts a value into a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -24,6 +24,14 @@ _OLD_IMAGES = re.compile(r"(kkyfury/tensorflow|ansjin/fl_\w+)(:.*)?")
 _OLD_RUNTIMES = re.compile(r"(nodejs.*|python:?(2.*|3[0-8]?|3\.[0-8]))")
 _OUR_FUNCTION = re.compile(r"(?:\./)?functions/(\w+)/(openwhisk|google)(?:/.*)?")
 _GOOGLE_BASE = re.compile(r"https://([a-z]+-[a-z]+\d+)-([a-z0-9-]+)\.cloudfunctions\.net/?")
+_MONGO_SET_BY_US = {"retrywrites", "w", "journal", "appname", "directconnection"}
+_MONGO_OPTIONS = {  # of a mongodb:// URL, in small letters -> our key
+    "replicaset": "replica_set",
+    "authsource": "auth_source",
+    "tls": "tls",
+    "ssl": "tls",
+    "tlscafile": "ca_file",
+}
 _UNUSED = ("prometheus_config", "configurations")
 
 
@@ -244,20 +252,13 @@ class Upgrade:
         mongo["url"] = url
 
     def _mongo_option(self, at: str, mongo: dict[Any, Any], option: str, value: str) -> None:
-        known: dict[str, tuple[str, Callable[[str], Any]]] = {
-            "replicaset": ("replica_set", str),
-            "authsource": ("auth_source", str),
-            "tls": ("tls", str),
-            "ssl": ("tls", str),
-            "tlscafile": ("ca_file", str),
-        }
-        if option.lower() in {"retrywrites", "w", "journal", "appname", "directconnection"}:
-            return  # FedKeeper sets these itself
-        if option.lower() not in known:
-            self.faults.append(Fault(at, f"has the option {option}, which is not supported; take it out"))
+        if option.lower() in _MONGO_SET_BY_US:
             return
-        key, made = known[option.lower()]
-        mongo[key] = made(value)
+        key = _MONGO_OPTIONS.get(option.lower())
+        if key is None:
+            self.faults.append(Fault(at, f"has the option {option}, which is not supported; take it out"))
+        else:
+            mongo[key] = value
 
 
 def _items(raw: dict[Any, Any], *keys: str, at: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:

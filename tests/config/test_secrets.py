@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -208,11 +207,13 @@ def test_unsafe_choices_are_warned_about_each_time(loading: Loading):
         assert part in text
 
 
+# The sign keeps a secret from being a word of ours by accident, and quotes or backslashes would be written
+# otherwise in a repr, where the test would miss them.
 secrets = st.text(
-    st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=8, max_size=60
-).filter(
-    lambda text: "${" not in text and not text.startswith("<") and text not in yaml.safe_dump(with_changes())
-)
+    st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="\\'\"$<"),
+    min_size=7,
+    max_size=60,
+).map(lambda text: "§" + text)
 PLACES = (
     "fl.mongo_config.password",
     "providers.openwhisk.ow.auth.ow_auth",
@@ -229,7 +230,7 @@ PLACES = (
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(secret=secrets, place=st.sampled_from(PLACES), way=st.sampled_from(["written", "variable", "file"]))
 def test_a_secret_is_never_shown(loading: Loading, secret: str, place: str, way: str):
     """Not in a fault, warning, repr, config as run or fingerprint; wherever it was put by mistake."""
