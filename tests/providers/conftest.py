@@ -1,79 +1,15 @@
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
 
-
-@dataclass
-class Seen:
-    """A request that the canned platform got."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-_NONE = object()
-
-
-@dataclass
-class Canned:
-    """A platform that answers what the test says, in order (the last answer again and again)."""
-
-    url: str = ""
-    answers: list[Any] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
-    rules: list[tuple[str, str, Any]] = field(default_factory=list)
-    hold: asyncio.Event | None = None  # answers wait for it …
-    held: str = ""  # … of requests with this in their path
-
-    def reply(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> Canned:
-        """Add an answer; `body` is bytes as they are, or JSON."""
-        self.answers.append((status, body, headers or {}))
-        return self
-
-    def when(self, method: str, end: str, status: int, body: Any = None, **headers: str) -> Canned:
-        """Answer requests whose path ends so with this, before all others; later rules win."""
-        self.rules.insert(0, (method, end, (status, body, headers)))
-        return self
-
-    def drop(self) -> Canned:
-        """Add a connection that breaks after the request was read."""
-        self.answers.append(None)
-        return self
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Record the request, give the next answer."""
-        self.seen.append(
-            Seen(request.method, request.path, dict(request.query), request.headers, await request.read())
-        )
-        fitting = (a for m, end, a in self.rules if m == request.method and request.path.endswith(end))
-        answer = next(fitting, _NONE)
-        if answer is _NONE:
-            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if callable(answer):
-            answer = answer(self.seen[-1])
-        if self.hold and (self.held in request.path):
-            await self.hold.wait()
-        if answer is None:
-            assert request.transport
-            request.transport.abort()
-            return web.Response()
-        status, body, headers = answer
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return web.Response(status=status, body=raw, headers={"Content-Type": "application/json", **headers})
+from fedkeeper.providers.google import Google
+from fedkeeper.providers.openwhisk import OpenWhisk
+from tests.providers import canned_google as answers
+from tests.providers import canned_openwhisk
+from tests.providers.canned import Canned
 
 
 @pytest.fixture
@@ -91,3 +27,40 @@ async def canned() -> AsyncIterator[Canned]:
     if platform.hold:
         platform.hold.set()
     await runner.cleanup()
+
+
+@pytest.fixture
+async def whisk(canned: Canned) -> AsyncIterator[OpenWhisk]:
+    """A provider that talks to the canned platform; its clock stands 20 s into a minute."""
+    async with canned_openwhisk.open_to(canned.url) as provider:
+        yield provider
+
+
+@pytest.fixture
+async def cloud(canned: Canned) -> Canned:
+    """A canned platform where everything goes well; tests put their own answer in front."""
+    url = canned.url
+    canned.rules.append(("POST", "/token", answers.token_for))
+    canned.reply(404, answers.refused(404, "NOT_FOUND", "canned: no rule"))
+    canned.when("GET", "/functions", 200, {"functions": [answers.function(url)]})
+    canned.when("GET", "/functions/client-3", 200, answers.function(url))
+    canned.when("POST", "/functions", 200, answers.operation(url))
+    canned.when("PATCH", "/functions/client-3", 200, answers.operation(url))
+    gone = {"@type": "type.googleapis.com/google.protobuf.Empty"}
+    canned.when("DELETE", "/functions/client-3", 200, {**answers.operation(url), "response": gone})
+    canned.when(
+        "POST",
+        ":generateUploadUrl",
+        200,
+        {"uploadUrl": f"{url}/upload/s%2Fecret?sig=a%2Bb", "storageSource": {"bucket": "b", "object": "o"}},
+    )
+    canned.when("PUT", "ecret", 200, {})
+    canned.when("POST", "/fn/client-3", 200, {"hello": 1})
+    return canned
+
+
+@pytest.fixture
+async def google_cloud(cloud: Canned) -> AsyncIterator[Google]:
+    """A provider that talks to it."""
+    async with answers.open_to(cloud.url) as provider:
+        yield provider
