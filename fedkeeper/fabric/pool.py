@@ -2,7 +2,6 @@
 
 Sessions, rlimits, measured memory and deadlines contain the faults of functions, not a hostile author:
 workers run as the same user as the pool. That needs containers or virtual machines.
-
 """
 
 from __future__ import annotations
@@ -175,6 +174,8 @@ class Pool:
             self._counts["killed"] += 1
         if worker.ending is not None:
             self._keep(worker.ending)  # it still has to remove its directory
+        if worker.zygote.broken:
+            self._keep(asyncio.ensure_future(worker.zygote.close()))
         self._admission.gone(worker)
 
     async def _watch(self) -> None:

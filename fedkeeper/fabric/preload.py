@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkeeper.errors import ServiceError
+from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.inside.frames import DATAGRAM_BYTES_MAX
 
 _PLAIN = (
@@ -38,6 +39,7 @@ PRELOADS: Mapping[str, tuple[str, ...]] = {
 _SCRIPT = Path(__file__).with_name("inside") / "zygote.py"
 _TENSORFLOW = {"tensorflow", "tensorflow-cpu", "keras"}
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MARK = "FAAS_ZYGOTE"  # variable by which what descends from a zygote is known when that was killed
 READY_S_MAX = 180.0  # TensorFlow's import takes 2 to 20 s
 ANSWER_S_MAX = 30.0
 # What a zygote and its workers see of our environment: nothing that may be a secret of ours, except that
@@ -85,10 +87,11 @@ def base_environment(temporary: Path) -> dict[str, str]:
 class Zygote:
     """A running zygote process. One request at a time; after a failure it is broken and must be replaced."""
 
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket, mark: str) -> None:
         self._process = process
         self._control = control
         self._turn = asyncio.Lock()
+        self.mark = mark
         self.start_s = 0.0  # seconds that its imports took
         self.broken = False
 
@@ -98,6 +101,7 @@ class Zygote:
         home = folder / f"zygote-{preload}"
         home.mkdir(mode=0o700, exist_ok=True)
         log = folder / f"zygote-{preload}.log"
+        mark = os.urandom(8).hex()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -107,11 +111,11 @@ class Zygote:
                 stderr=output,
                 pass_fds=(theirs.fileno(),),
                 # HOME stays ours until the interpreter has found the user's site-packages.
-                env={**base_environment(home), "HOME": os.environ.get("HOME", str(home))},
+                env={**base_environment(home), "HOME": os.environ.get("HOME", str(home)), MARK: mark},
                 start_new_session=True,  # a Ctrl-C is for the pool, which then ends it
             )
         ours.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-        self = cls(process, ours)
+        self = cls(process, ours, mark)
         try:
             ready = await self._answer(READY_S_MAX)
         except BaseException as exc:
@@ -185,5 +189,8 @@ class Zygote:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+        # Usually it has ended all its descendants. If it was killed itself, workers went with it, but not
+        # what they had started.
+        await asyncio.to_thread(processes.kill_marked, f"{MARK}={self.mark}")
         async with self._turn:  # an exchange under way has seen the end by now
             self._control.close()

@@ -19,7 +19,7 @@ from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.inside.frames import HEAD_BYTES_MAX, LENGTHS, pack
 from fedkeeper.fabric.model import Revision
 from fedkeeper.fabric.output import Output
-from fedkeeper.fabric.preload import Zygote
+from fedkeeper.fabric.preload import MARK, Zygote
 
 BODY_BYTES_MAX = 33 << 20  # an answer of 32 MiB, the most that a Cloud Function may give
 PROCESSES_MAX = 1024  # as on OpenWhisk
@@ -57,7 +57,7 @@ class Worker:
         self.active = 0  # calls that run
         self.idle_since = 0.0  # event loop's time
         self.retired = False  # ends when its last call has
-        self._zygote = zygote
+        self.zygote = zygote
         self._inherited_kb = 0  # anonymous memory that it shares with the zygote
         self._pidfd = -1
         self._reader: asyncio.StreamReader
@@ -90,7 +90,7 @@ class Worker:
             "concurrency": revision.limits.concurrency,
             "memory_mb": revision.limits.memory_mb,
             "temporary": str(temporary),
-            "environment": dict(environment),
+            "environment": {**environment, MARK: zygote.mark},
         }
         try:
             os.mkdir(temporary, 0o700)  # noqa: PTH102 - one entry: not worth a thread
@@ -180,7 +180,7 @@ class Worker:
     async def _end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self.status = await self._zygote.end(self.pid)
+        self.status = await self.zygote.end(self.pid)
         self.output.drain()
         for answer in self._pending.values():
             if not answer.done():

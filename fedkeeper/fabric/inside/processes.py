@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 
 
@@ -33,6 +34,23 @@ def descendants(roots: Iterable[int], table: dict[int, int]) -> list[int]:
         found += mine
         queue += mine
     return found
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process of ours whose start-up environment holds `mark` ("NAME=value")."""
+    for pid in parents():
+        try:
+            process = os.pidfd_open(pid)  # so that what is killed is what was looked at
+        except OSError:
+            continue
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+                if mark.encode() in file.read().split(b"\0"):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+        except OSError:
+            pass  # gone, or another user's
+        finally:
+            os.close(process)
 
 
 def threads() -> int:
