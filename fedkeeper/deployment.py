@@ -102,7 +102,7 @@ async def deploy(
                 problem = "another version of it is deployed"
                 return _line(item.target, LineState.OUTDATED, url=found.url, problem=problem)
         work.progress(_line(item.target, LineState.WORKING))
-        deployed = await work.patiently(lambda: provider.deploy(item.package))
+        deployed = await work.patiently(lambda: provider.deploy(item.package), item.target)
         note = "" if found is None or found.digest else "replaced one that FedKeeper had not deployed"
         state = LineState.CREATED if found is None else LineState.UPDATED
         return _line(item.target, state, url=deployed.url, problem=note)
@@ -130,7 +130,7 @@ async def remove(
                 target, LineState.FAILED, problem=problem, hint="remove it with the platform's tools"
             )
         work.progress(_line(target, LineState.WORKING))
-        gone = await work.patiently(lambda: provider.remove(target.function))
+        gone = await work.patiently(lambda: provider.remove(target.function), target)
         return _line(target, LineState.REMOVED if gone else LineState.ABSENT)
 
     return await work.each([(target, target) for target in targets], one)
@@ -201,8 +201,11 @@ class _Work:
             tasks = [group.create_task(self._one(target, item, act)) for target, item in unique.items()]
         return tuple(task.result() for task in tasks)
 
-    async def patiently(self, send: Callable[[], Awaitable[T]]) -> T:
-        """`send`, again when the platform says that it will take more; Throttled when that takes too long."""
+    async def patiently(self, send: Callable[[], Awaitable[T]], target: Target | None = None) -> T:
+        """`send`, again when the platform says that it will take more; Throttled when that takes too long.
+
+        A wait for the sake of `target` is told as progress.
+        """
         waited_s = 0.0
         while True:
             try:
@@ -212,6 +215,9 @@ class _Work:
                 if waited_s + pause_s > THROTTLE_WAIT_S_MAX:
                     raise
                 log.info("throttled", cluster=exc.cluster, function=exc.function, wait_s=pause_s)
+                if target is not None:
+                    problem = f"too many requests for the platform, trying again in {pause_s:.0f} s"
+                    self.progress(_line(target, LineState.WORKING, problem=problem))
                 await self._clock.sleep(pause_s)
                 waited_s += pause_s
 

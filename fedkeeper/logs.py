@@ -207,7 +207,8 @@ class _Tee:
         )
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        _file.write(json.dumps(event, ensure_ascii=False))
+        first = {name: event[name] for name in ("at", "level", "event", "run") if name in event}
+        _file.write(json.dumps({**first, **event}, ensure_ascii=False))
         if self._people is not None:
             sys.stderr.write(self._people(logger, method, dict(event)) + "\n")
         raise structlog.DropEvent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedkeeper import deployment
 from fedkeeper.cli.interrupts import Interrupts
-from fedkeeper.cli.progress import new_lines, outcome, view
+from fedkeeper.cli.progress import new_failures, new_lines, outcome, view
 from fedkeeper.cli.session import Session
 from fedkeeper.cli.show import Screen, live_view, now_ms
 from fedkeeper.config import Experiment, Learning, Limits
@@ -22,7 +22,7 @@ from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import Applied, Command, Phase, Run
 from fedkeeper.deployment import Line, LineState, Target, failures
 from fedkeeper.errors import FedKeeperError, Interrupted, RunError, RunFailed
-from fedkeeper.report import write_json
+from fedkeeper.report import round_row, write_json
 
 NAMED_MAX = 5  # functions named in an error; all have their line above it
 
@@ -48,10 +48,13 @@ class Opened:
         return (found[0] if found else Limits()).deployments_in_flight_max
 
 
-async def deploy(opened: Opened, screen: Screen) -> None:
-    """Deploy the functions; FedKeeperError names what failed, after all were tried."""
+async def deploy(opened: Opened, screen: Screen, *, hidden: Collection[LineState] = ()) -> None:
+    """Deploy the functions; FedKeeperError names what failed, after all were tried.
+
+    `hidden`: states that are only counted, without a line for each function.
+    """
     lines: list[Line] = []
-    with screen.deploying("deploying", opened.total) as progress:
+    with screen.deploying("deploying", opened.total, hidden=hidden) as progress:
         for session, targets in opened.parts:
             lines += await session.deploy(progress, targets)
     _conclude(screen, lines, "deployed")
@@ -92,7 +95,7 @@ async def start(opened: Opened, screen: Screen, interrupts: Interrupts, *, fresh
 
     RunFailed if it failed; Interrupted after Ctrl-C, when the state is on disk and the run can be resumed.
     """
-    await deploy(opened, screen)
+    await deploy(opened, screen, hidden={LineState.UNCHANGED})
     ((session, _),) = opened.parts
     known = session.state.runs
     run_name = await session.start(fresh=fresh)
@@ -128,6 +131,7 @@ async def _watch(session: Session, screen: Screen, run_name: str) -> Run:
             return
         for text in new_lines(shown, after):
             screen.line(text)
+        _log_news(shown, after)
         shown = after
 
     def below() -> RenderableType:
@@ -139,6 +143,21 @@ async def _watch(session: Session, screen: Screen, run_name: str) -> Run:
             return await session.finished(run_name)
     finally:
         stop()
+
+
+def _log_news(before: Run | None, after: Run) -> None:
+    """Rounds and failures as events."""
+    for attempt in new_failures(before, after):
+        log.warning(
+            "attempt failed",
+            key=attempt.key,
+            cluster=attempt.cluster,
+            activation_id=attempt.activation_id,
+            status=str(attempt.status),
+            reason=attempt.reason,
+        )
+    for record in after.history[len(before.history) if before else 0 :]:
+        log.info("round finished", **asdict(round_row(record)))
 
 
 def _say_start(screen: Screen, before: Run | None, run_name: str) -> None:

@@ -72,7 +72,7 @@ def best_accuracy(run: Run) -> float | None:
 
 def new_lines(before: Run | None, after: Run) -> list[str]:
     """What has happened between two states of a run, a line each, oldest first."""
-    lines = _failure_lines(before, after)
+    lines = [_failure_line(attempt) for attempt in new_failures(before, after)]
     known = len(before.history) if before else 0
     lines += [round_line(record, after.spec.rounds_max) for record in after.history[known:]]
     lines += [
@@ -161,14 +161,15 @@ def outcome(run: Run) -> str:
             return f"unfinished: {run.phase}, round {run.round} of at most {run.spec.rounds_max}"
 
 
-def _failure_lines(before: Run | None, after: Run) -> list[str]:
+def new_failures(before: Run | None, after: Run) -> list[Attempt]:
     """Attempts that failed since: an update refused by the aggregator has changed from ok to failed."""
     known = {(one.key, one.status) for one in before.ended} if before else set()
-    return [
-        f"{_who(one)}: {'silent' if one.status is AttemptStatus.SILENT else 'failed'}: {_short(one.reason)}"
-        for one in after.ended
-        if one.status in FAILURES and (one.key, one.status) not in known
-    ]
+    return [one for one in after.ended if one.status in FAILURES and (one.key, one.status) not in known]
+
+
+def _failure_line(attempt: Attempt) -> str:
+    what = "silent" if attempt.status is AttemptStatus.SILENT else "failed"
+    return f"{_who(attempt)}: {what}: {_short(attempt.reason)}"
 
 
 def _who(attempt: Attempt) -> str:

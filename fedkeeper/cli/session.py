@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedkeeper.config import Experiment, load
 from fedkeeper.core.model import Run, State
@@ -88,3 +88,9 @@ class Backend:
 def real_backend() -> Backend:
     """The product's own. Imported only now: `--help` must not wait for the platforms' libraries."""
     return Backend(load=load, open=pkgutil.resolve_name("fedkeeper.wiring:open_experiment"))
+
+
+if TYPE_CHECKING:
+    from fedkeeper.wiring import open_experiment
+
+    _fits: Open = open_experiment  # checked by mypy, imported only when a command runs

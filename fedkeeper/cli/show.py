@@ -6,8 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -67,8 +66,8 @@ class Screen:
             sys.stderr.flush()
 
     def deployment(self, line: Line) -> None:
-        """A function's line, once its state is final."""
-        if line.state is LineState.WORKING:
+        """A function's line, once its state is final, or when it has to wait."""
+        if line.state is LineState.WORKING and not line.problem:
             return
         text = f"{line.state:<10}{line.cluster}/{line.function}"
         if line.seconds >= 0.05:
@@ -87,16 +86,20 @@ class Screen:
         self.line(f"{where}  version {line.deployed.version}  {line.url}{problem}")
 
     @contextlib.contextmanager
-    def deploying(self, verb: str, total: int) -> Iterator[Callable[[Line], None]]:
-        """Lines of functions as they come; on a terminal with a count below."""
-        done: Counter[str] = Counter()
+    def deploying(
+        self, verb: str, total: int, *, hidden: Collection[LineState] = ()
+    ) -> Iterator[Callable[[Line], None]]:
+        """Lines of functions as they come, but for `hidden` ones; on a terminal with a count below."""
+        done = 0
 
         def show(line: Line) -> None:
-            done["under way" if line.state is LineState.WORKING else "done"] += 1
-            self.deployment(line)
+            nonlocal done
+            done += line.state is not LineState.WORKING
+            if line.state not in hidden:
+                self.deployment(line)
 
         def below() -> RenderableType:
-            return Text(f"{verb}: {done['done']} of {total} functions", style="cyan")
+            return Text(f"{verb}: {done} of {total} functions", style="cyan")
 
         with self.live(below):
             yield show

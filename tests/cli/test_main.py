@@ -100,6 +100,27 @@ def test_a_start_deploys_learns_and_ends_with_a_table(call, tmp_path):
     assert all(event["run"] == "mnist-1" for event in events if event["event"] == "run ended")
 
 
+def test_rounds_and_failures_are_events_too(call, world, tmp_path):
+    """events.jsonl tells the whole story to programs; a start lists changed functions only."""
+    call("main", "-d")
+    world.script.failing = {"client_1": "bad rows"}
+    result = call("main", "-s")
+    assert result.stdout.splitlines()[0] == "5 function(s): 5 unchanged"
+
+    events = [json.loads(one) for one in (tmp_path / "logs/mnist-1/events.jsonl").read_text().splitlines()]
+    rounds = [event for event in events if event["event"] == "round finished"]
+    assert [(one["round"], one["accuracy"], one["updates"]) for one in rounds] == [
+        (1, 0.5, 2),
+        (2, 0.8, 2),
+        (3, 0.96, 2),
+    ]
+    failed = [event for event in events if event["event"] == "attempt failed"]
+    assert len(failed) == 6
+    assert failed[0]["key"] == "mnist-1/r1/client_1/a0"
+    assert failed[0]["reason"] == "bad rows"
+    assert list(failed[0])[:4] == ["at", "level", "event", "run"]
+
+
 def test_no_line_is_coloured_where_nobody_looks(call):
     """A log file must not hold escape sequences."""
     assert "\x1b" not in call("main", "-s").output

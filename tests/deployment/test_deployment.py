@@ -110,9 +110,11 @@ async def test_too_many_requests_are_waited_out():
     """Throttled is the one refusal after which the same is sent again, when the platform said."""
     ow, clock = FakePlatform("ow"), FakeClock()
     ow.failures["a"] = [Throttled("ow", "a", "too many requests", retry_after_s=60.0)]
-    task = asyncio.ensure_future(bring(wanted("ow", "a"), ow, clock=clock))
+    seen = []
+    task = asyncio.ensure_future(bring(wanted("ow", "a"), ow, clock=clock, progress=seen.append))
     await clock.advance(59_999)
     assert not task.done()
+    assert seen[-1].problem == "too many requests for the platform, trying again in 60 s"
     await clock.advance(1)
 
     assert states(await task) == {"ow/a": "created"}
