@@ -180,8 +180,9 @@ async def _export(session: Session, run: Run, folder: Path) -> tuple[Path | None
     try:
         await session.export_model(run.spec.run, path)
     except (FedKeeperError, OSError) as exc:
-        hint = exc.hint if isinstance(exc, FedKeeperError) else ""
-        return None, RunError(f"the model could not be written to {path}: {exc}", hint=hint)
+        name = run.weights.name if run.weights else ""
+        problem = f"the model could not be written to {path}: {exc}"
+        return None, RunError(problem, hint=f"the run is finished; its weights are in the store as {name}")
     return path, None
 
 
