@@ -93,6 +93,7 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
         "connectTimeoutMS": min(5_000, _answer_ms(address)),
         "socketTimeoutMS": _answer_ms(address),
         "waitQueueTimeoutMS": 10_000,
+        "heartbeatFrequencyMS": 2_000,  # how soon a store that hangs is noticed
         "maxPoolSize": 20,
         "appname": "fedkeeper",
     }

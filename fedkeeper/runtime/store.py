@@ -44,7 +44,9 @@ def open_store(address: StoreAddress) -> MongoObjects:
     """
     place = (os.getpid(), address)
     if place not in _opened:
-        _opened[place] = MongoObjects(address)
+        made = MongoObjects(address)
+        if _opened.setdefault(place, made) is not made:  # another thread was faster; a lock may not be forked
+            made._client.close()
     return _opened[place]
 
 

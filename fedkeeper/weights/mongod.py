@@ -306,7 +306,8 @@ class _Guard:
 
     async def _watch_use(self) -> None:
         """Note whether a FedKeeper process is connected: functions may outlive the keeper."""
-        async with _connected(self._credentials.admin_options(self._port)) as client:
+        quick = {"serverSelectionTimeoutMS": 2_000, "socketTimeoutMS": 2_000}
+        async with _connected(self._credentials.admin_options(self._port) | quick) as client:
             while not self._ending.is_set():  # the driver may turn a cancellation into a PyMongoError
                 try:
                     found = await client.admin.aggregate(

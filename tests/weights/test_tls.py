@@ -1,0 +1,130 @@
+"""TLS to a mongod that demands it: the configured CA is trusted, no other; plain text is refused."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pymongo
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from fedkeeper.errors import StoreRefused, StoreUnavailable
+from fedkeeper.runtime.environment import StoreAddress
+from fedkeeper.runtime.store import open_store
+from fedkeeper.weights.binary import die_with_parent, find_mongod
+from fedkeeper.weights.mongo import MongoUpdates
+
+
+def certificate(name: str, issuer=None):
+    """(certificate, key): a CA's, or a server's for 127.0.0.1 that `issuer` signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    )
+    if issuer:
+        loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        builder = builder.add_extension(loopback, critical=False)
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
+
+
+def pem(made) -> str:
+    """The certificate's text."""
+    return made[0].public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.fixture(scope="module")
+def tls_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreAddress]:
+    """A mongod of its own that takes TLS only."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = certificate("tests' CA")
+    server = certificate("mongod", authority)
+    key = server[1].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "server.pem").write_text(pem(server) + key.decode())
+    (folder / "ca.pem").write_text(pem(authority))
+    (folder / "data").mkdir()
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        port = any_port.getsockname()[1]
+    with (folder / "log").open("wb") as log:
+        mongod = subprocess.Popen(
+            [
+                find_mongod(),
+                *("--dbpath", folder / "data", "--port", str(port), "--bind_ip", "127.0.0.1"),
+                *("--nounixsocket", "--replSet", "rs0", "--wiredTigerCacheSizeGB", "0.25"),
+                *("--tlsMode", "requireTLS", "--tlsCertificateKeyFile", folder / "server.pem"),
+                *("--tlsCAFile", folder / "ca.pem", "--tlsAllowConnectionsWithoutCertificates"),
+            ],
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent(),  # noqa: PLW1509 - no thread of ours holds a lock here
+        )
+    try:
+        with pymongo.MongoClient(
+            "127.0.0.1", port, directConnection=True, tls=True, tlsCAFile=str(folder / "ca.pem")
+        ) as client:
+            members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+        yield StoreAddress(
+            hosts=f"127.0.0.1:{port}",
+            database="fed",
+            collection="c",
+            replica_set="rs0",
+            tls=True,
+            ca_pem=pem(authority),
+        )
+    finally:
+        mongod.kill()
+        mongod.wait()
+
+
+async def test_the_configured_ca_is_trusted(tls_address):
+    """Both faces work over TLS; the CA travels as text, as it does to the functions."""
+    objects, updates = open_store(tls_address), MongoUpdates(tls_address)
+    await updates.ping()
+    objects.put("run/w0", {"w": np.ones(3)}, run="run", round_no=0)
+    objects.get("run/w0")
+    await updates.close()
+    objects.close()
+
+
+@pytest.mark.parametrize("other", ["", "another"])
+async def test_another_ca_is_refused_at_once(tls_address, other):
+    """Neither the system's certificates nor somebody else's CA vouch for this server."""
+    wrong = replace(tls_address, ca_pem=pem(certificate("another CA")) if other else "")
+    objects, updates = open_store(wrong), MongoUpdates(wrong)
+    with pytest.raises(StoreRefused) as caught:
+        objects.get("run/w0")
+    assert "CA" in caught.value.hint
+    with pytest.raises(StoreRefused):
+        await updates.ping()
+    await updates.close()
+    objects.close()
+
+
+async def test_plain_text_is_not_taken(tls_address):
+    """The server closes the connection, which looks like an outage: given up after the wait."""
+    plain = replace(tls_address, tls=False, ca_pem="", wait_s=0.3)
+    objects = open_store(plain)
+    with pytest.raises(StoreUnavailable):
+        objects.get("run/w0")
+    objects.close()
