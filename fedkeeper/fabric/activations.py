@@ -91,6 +91,7 @@ class Activations:
         task = asyncio.create_task(self._perform(activation_id, call, started), name=activation_id)
         self._running.add(task)
         held.callback(self._running.discard, task)
+        held.callback(_report, task)
         task.add_done_callback(lambda _: held.close())
         both: set[asyncio.Future[Any]] = {task, started}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -217,6 +218,12 @@ def limits_body(limits: Limits) -> dict[str, int]:
         "logs": limits.logs_mb,
         "concurrency": limits.concurrency,
     }
+
+
+def _report(task: asyncio.Task[dict[str, Any]]) -> None:
+    """An activation that could not be written (a full disk) may have nobody else to hear of it."""
+    if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), PoolFull):
+        log.error("activation not recorded", activation=task.get_name(), error=repr(task.exception()))
 
 
 def _told(call: Call, start_ms: int) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def _safe_name(entry: zipfile.ZipInfo) -> PurePosixPath:
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         raise ArchiveRefused(f"{entry.filename!r} is a link or a device")
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ArchiveRefused(f"{entry.filename!r} is packed in an unusual way")
     name = PurePosixPath(entry.filename)
     if name.is_absolute() or ".." in name.parts or "\\" in entry.filename or not name.parts:
         raise ArchiveRefused(f"{entry.filename!r} leads out of the package")

@@ -105,16 +105,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def _deeper_than(value: object, levels: int) -> bool:
-    level = [value]
-    for _ in range(levels + 1):
-        deeper: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                deeper.extend(item.values())
-            elif isinstance(item, list):
-                deeper.extend(item)
-        if not deeper:
-            return False
-        level = deeper
-    return True
+def _deeper_than(value: Any, levels: int) -> bool:
+    level: list[Any] = [value]  # all values at one depth
+    for _ in range(levels):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if _is_container(item)]
+        level = [item for items in inner for item in items]
+    return any(_is_container(item) for item in level)
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, (dict, list))

@@ -12,6 +12,7 @@ import time
 import aiohttp
 import psutil
 import pytest
+from google.api_core import exceptions as api_errors
 from google.cloud import functions_v2
 
 from fedkeeper.errors import PortTaken, ServiceError
@@ -27,6 +28,8 @@ def main(args):
     open(args["file"], "w").write(str(os.getpid()))
     time.sleep(60)
 """
+SLOW_FUNCTION = "import time\ndef hello(request):\n    time.sleep(60)\n"
+CRASH = "import os\ndef hello(request):\n    os._exit(1)\n"
 FUNCTION = "def hello(request):\n    print('called')\n    return {'got': request.get_json()}\n"
 
 
@@ -85,7 +88,7 @@ async def gone(pid):
 
 
 async def test_both_platforms_run_real_functions(launch, http):
-    """An action and a Cloud Function in real workers, with their logs, over one port."""
+    """Actions and Cloud Functions in real workers, with logs, time limits, crashes and failed builds."""
     fabric = await launch()
     client = Client(http, fabric.address, "guest")
     assert (await client.put("greet"))[0] == 200
@@ -105,6 +108,13 @@ async def test_both_platforms_run_real_functions(launch, http):
         made = caller.create("hello", conftest.zipped(main__py=FUNCTION))
         assert made.state == functions_v2.Function.State.ACTIVE
         assert caller.invoke(made.url, {"x": 1}).json() == {"got": {"x": 1}}
+        slow = caller.create("slow", conftest.zipped(main__py=SLOW_FUNCTION), timeout_seconds=1)
+        assert caller.invoke(slow.url, {}).status_code == 504
+        crash = caller.create("crash", conftest.zipped(main__py=CRASH))
+        assert caller.invoke(crash.url, {}).status_code == 500
+        assert caller.invoke(made.url, {"x": 2}).json() == {"got": {"x": 2}}
+        with pytest.raises(api_errors.InvalidArgument, match="no way"):
+            caller.create("bad", conftest.zipped(main__py="raise ValueError('no way')"))
         caller.close()
 
     await asyncio.to_thread(deploy_and_call)

@@ -1,0 +1,73 @@
+"""What the fabric remembers, and for how long."""
+
+import asyncio
+
+import pytest
+
+from fedkeeper.fabric import store as module
+from fedkeeper.fabric.store import Document, Query, Retention, Store
+
+
+def action(name, *, updated_ms=1, blob=""):
+    """An action of the namespace `ns`."""
+    return Document(kind="action", scope="ns", name=name, updated_ms=updated_ms, body={"n": name}, blob=blob)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    """An open store."""
+    store = await Store.open(tmp_path / "store", retention=Retention(records_max=50, bytes_max=5_000))
+    yield store
+    await store.close()
+
+
+async def test_old_activations_are_forgotten_by_count_and_by_bytes(store, monkeypatch):
+    """The newest stay; what still runs is never forgotten."""
+    monkeypatch.setattr(module, "_RETENTION_EVERY", 10)
+    await store.begin("running", "ns", "a", 0, {})
+    for number in range(100):
+        await store.begin(f"id{number}", "ns", "a", number, {})
+        await store.end(f"id{number}", number, {"n": number}, {"n": number})
+    kept = await store.activations(Query(scope="ns", limit=200), full=False)
+    assert [item["n"] for item in kept] == list(range(99, 49, -1))
+    assert [found for found, _ in await store.interrupted()] == ["running"]
+    for number in range(100, 110):
+        await store.begin(f"id{number}", "ns", "a", number, {})
+        await store.end(f"id{number}", number, {"n": number}, {"n": number, "logs": "x" * 1000})
+    kept = await store.activations(Query(scope="ns", limit=200), full=False)
+    assert [item["n"] for item in kept] == [109, 108, 107, 106]
+
+
+async def test_code_without_a_document_is_deleted_at_the_next_start(tmp_path):
+    """And code that one refers to stays."""
+    folder = tmp_path / "store"
+    store = await Store.open(folder)
+    kept, lost = await store.put_blob(b"kept"), await store.put_blob(b"lost")
+    await store.put(action("a", blob=kept))
+    await store.close()
+    store = await Store.open(folder)
+    assert await store.blob(kept) == b"kept"
+    assert not (folder / "blobs" / lost).exists()
+    await store.close()
+
+
+async def test_a_cancelled_writer_has_written(store):
+    """Who asks may go away: what was begun is finished."""
+    writing = asyncio.create_task(store.put(action("a")))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert await store.get("action", "ns", "a") is not None
+
+
+async def test_pages_by_name_and_by_time(store):
+    """`after` pages by name; `newest` by time of writing."""
+    for name, updated_ms in (("a", 3), ("b", 1), ("c", 2)):
+        await store.put(action(name, updated_ms=updated_ms))
+    assert [d.name for d in await store.newest("action", "ns", skip=0, limit=2)] == ["a", "c"]
+    assert [d.name for d in await store.after("action", "ns", name="a", limit=9)] == ["b", "c"]
+    await store.forget("action", before_ms=2)
+    assert await store.count("action", "ns") == 2
+    assert await store.remove("action", "ns", "a")
+    assert not await store.remove("action", "ns", "a")
