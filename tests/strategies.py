@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, get_args, get_origin
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from fedkeeper.core.model import Command, State
+
+# A busy machine is slow now and then: time must not decide a test.
+settings.register_profile("fedkeeper", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fedkeeper")
 
 # Lone surrogates too: a platform's message may hold one.
 texts = st.text(st.characters(exclude_categories=()), max_size=12)

@@ -5,6 +5,7 @@ Every function takes a Run and returns the Run after it, most of them with the i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -333,6 +334,7 @@ def _record(run: Run, command: RoundAggregated, now_ms: int) -> RoundRecord:
     mine = [one for one in run.ended if one.round == run.round]
     losses = [(update.loss, update.samples) for update in updates if update.loss is not None]
     weight = sum(samples for _, samples in losses)
+    train_loss = sum(loss * samples for loss, samples in losses) / weight if weight else math.nan
     return RoundRecord(
         round=run.round,
         weights=command.weights,
@@ -344,7 +346,7 @@ def _record(run: Run, command: RoundAggregated, now_ms: int) -> RoundRecord:
         failures=sum(one.status in (AttemptStatus.FAILED, AttemptStatus.SILENT) for one in mine),
         gave_up=len(run.gave_up),
         update_bytes=sum(update.ref.nbytes for update in updates),
-        train_loss=sum(loss * samples for loss, samples in losses) / weight if weight else None,
+        train_loss=train_loss if math.isfinite(train_loss) else None,  # the sum of huge ones is infinite
         started_ms=run.round_started_ms,
         invoked_ms=run.invoked_ms or run.trained_ms,
         trained_ms=run.trained_ms,

@@ -13,7 +13,8 @@ def choose_clients(clients: Iterable[str], count: int, *, seed: int, round_no: i
     """
 
     def rank(client: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{round_no}/{client}".encode()).digest()
+        # A lone surrogate is no reason to raise: nothing in the core may.
+        return hashlib.sha256(f"{seed}/{round_no}/{client}".encode(errors="surrogatepass")).digest()
 
     pool = tuple(clients)
     drawn = set(sorted(pool, key=rank)[:count])

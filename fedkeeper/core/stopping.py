@@ -19,6 +19,8 @@ def faults(spec: RunSpec) -> str:
         (not spec.run or "/" in spec.run, f"run name {spec.run!r} is empty or has a slash"),
         (not names, "no clients"),
         (len(set(names)) != len(names), "a client is named twice"),
+        # "aggregate/s0" would take the aggregator's keys.
+        (any(not name or "/" in name for name in names), "a client's name is empty or has a slash"),
         (spec.rounds_max < 1, f"rounds_max is {spec.rounds_max}, must be 1 or more"),
         (spec.attempts_max < 1, f"attempts_max is {spec.attempts_max}, must be 1 or more"),
         (
