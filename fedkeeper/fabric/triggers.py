@@ -6,13 +6,14 @@ import asyncio
 import html
 import re
 import secrets
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 import structlog
 from aiohttp import web
 
-from fedkeeper.fabric.activations import InFlight, limits_body, records
+from fedkeeper.fabric.activations import SUCCESS, InFlight, limits_body, records
 from fedkeeper.fabric.bodies import MEGABYTE, BodyMalformed, BodyTooLarge, json_response, read_body
 from fedkeeper.fabric.google_api import CloudFunctions
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, PoolFull, Revision, Workers
@@ -134,7 +135,10 @@ class Triggers:
             "kind": "google",
             "limits": limits_body(revision.limits),
         }
-        summary, full = records(execution_id, told, answer.ran)
+        ran = answer.ran
+        if ran.status == SUCCESS:
+            ran = replace(ran, result={"status": answer.status})  # what was answered is the caller's alone
+        summary, full = records(execution_id, told, ran)
         key = f"{revision.name}/{execution_id}/{secrets.token_hex(4)}"  # a caller may send one ID twice
         store = self._functions.store
         await store.begin(key, told["namespace"], revision.name, answer.ran.start_ms, told)

@@ -11,7 +11,7 @@ import json
 import time
 import traceback
 import zipfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,3 +248,13 @@ async def fabric(open_fabric: OpenFabric) -> AsyncIterator[Fabric]:
     """An open one."""
     async with open_fabric() as fabric:
         yield fabric
+
+
+@pytest.fixture
+def caller(fabric: Fabric) -> Iterator[Any]:
+    """The project's own service account."""
+    from tests.fabric.api.google import Caller
+
+    caller = Caller(fabric)
+    yield caller
+    caller.close()

@@ -18,8 +18,8 @@ from google.cloud import functions_v2
 from fedkeeper.errors import PortTaken, ServiceError
 from fedkeeper.fabric.credentials import read_credentials
 from fedkeeper.fabric.launch import open_fabric
-from tests.fabric.api import conftest
-from tests.fabric.api.test_google_functions import Caller
+from tests.fabric.api.conftest import zipped
+from tests.fabric.api.google import Caller
 
 GREET = "def main(args):\n    print('greeting')\n    return {'hello': args['name']}\n"
 SLOW = """
@@ -105,16 +105,16 @@ async def test_both_platforms_run_real_functions(launch, http):
 
     def deploy_and_call():
         caller = Caller(Google)
-        made = caller.create("hello", conftest.zipped(main__py=FUNCTION))
+        made = caller.create("hello", zipped(main__py=FUNCTION))
         assert made.state == functions_v2.Function.State.ACTIVE
         assert caller.invoke(made.url, {"x": 1}).json() == {"got": {"x": 1}}
-        slow = caller.create("slow", conftest.zipped(main__py=SLOW_FUNCTION), timeout_seconds=1)
+        slow = caller.create("slow", zipped(main__py=SLOW_FUNCTION), timeout_seconds=1)
         assert caller.invoke(slow.url, {}).status_code == 504
-        crash = caller.create("crash", conftest.zipped(main__py=CRASH))
+        crash = caller.create("crash", zipped(main__py=CRASH))
         assert caller.invoke(crash.url, {}).status_code == 500
         assert caller.invoke(made.url, {"x": 2}).json() == {"got": {"x": 2}}
         with pytest.raises(api_errors.InvalidArgument, match="no way"):
-            caller.create("bad", conftest.zipped(main__py="raise ValueError('no way')"))
+            caller.create("bad", zipped(main__py="raise ValueError('no way')"))
         caller.close()
 
     await asyncio.to_thread(deploy_and_call)
@@ -137,6 +137,15 @@ async def test_a_second_user_joins_with_new_names_and_the_last_one_ends_it(launc
     await gone(pid)
 
 
+async def test_two_that_start_it_at_once_share_one(launch, http, tmp_path):
+    """Each finds its own namespace, whoever's settings the process was started with."""
+    one, two = await asyncio.gather(launch(namespaces=["one"]), launch(namespaces=["two"]))
+    assert one.address.url == two.address.url
+    assert one.started != two.started
+    for fabric, namespace in ((one, "one"), (two, "two")):
+        assert (await Client(http, fabric.address, namespace).put("a"))[0] == 200
+
+
 async def test_a_restart_keeps_port_credentials_and_functions(launch, http, tmp_path):
     """URLs and keys stay valid, after an orderly end and after kill -9."""
     fabric = await launch()
@@ -156,7 +165,8 @@ async def test_a_restart_keeps_port_credentials_and_functions(launch, http, tmp_
         assert (status, result) == (200, {"hello": end})
 
 
-async def test_what_ran_when_the_fabric_was_killed_has_a_record(launch, http, tmp_path):
+@pytest.mark.parametrize("end", ["kill", "close"])
+async def test_what_ran_when_the_fabric_ended_has_a_record(launch, http, tmp_path, end):
     """Its keeper asks for it by ID and hears that it failed; its worker is dead."""
     fabric = await launch()
     client = Client(http, fabric.address, "guest")
@@ -168,7 +178,10 @@ async def test_what_ran_when_the_fabric_was_killed_has_a_record(launch, http, tm
         assert time.monotonic() < limit
         await asyncio.sleep(0.02)
     pid = pid_of(tmp_path)
-    os.kill(pid, signal.SIGKILL)
+    if end == "kill":
+        os.kill(pid, signal.SIGKILL)
+    else:
+        await fabric.close()
     await gone(pid)
     await gone(int(file.read_text()))
     await launch()
