@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from fedkeeper.errors import ConfigError
 
 ENTRY_FILES: Final = {"openwhisk": "__main__.py", "google": "main.py"}
+REQUIREMENTS: Final = "requirements.txt"
 _OWN_PACKAGE: Final = Path(__file__).parent
 _SKIPPED_FOLDERS: Final = {"__pycache__", "node_modules"}
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: file times must not change the bytes
@@ -32,13 +33,15 @@ _FILE_MODE: Final = 0o100644 << 16
 _DIGEST_HEX: Final = 40  # 160 bits; a Google Cloud label takes 63 characters
 
 
-def build(source: Path, platform: str, *, include: Sequence[Path] = ()) -> bytes:
+def build(source: Path, platform: str, *, include: Sequence[Path] = (), requirements: bool = True) -> bytes:
     """The zip of `source` for `platform`; the same files give the same bytes, whatever their times.
 
     Args:
         source: a function's folder or .py file, see the module's docstring.
         platform: "openwhisk" or "google".
         include: further .py files, data files or package folders, put at the top level under their names.
+        requirements: put requirements.txt in. OpenWhisk installs it at every cold start, so it is left out
+            where the function runs in an image of its own, which has the packages.
 
     Raises:
         ConfigError: no such source, no adapter for this platform, two files of one name, unreadable.
@@ -46,7 +49,10 @@ def build(source: Path, platform: str, *, include: Sequence[Path] = ()) -> bytes
     if platform not in ENTRY_FILES:
         raise ConfigError(f"cannot package for {platform!r}", hint=f"known: {', '.join(ENTRY_FILES)}")
     files: dict[str, Path] = {}
+    left_out = set() if requirements else {REQUIREMENTS}
     for name, path in (*_function_files(source, platform), *_included(include), *_runtime_files()):
+        if name in left_out:
+            continue
         if name in files:
             raise ConfigError(
                 f"function {source.name!r}: {files[name]} and {path} would both be {name} in the package",
@@ -101,8 +107,8 @@ def _function_files(source: Path, platform: str) -> Iterator[tuple[str, Path]]:
         if entry not in own:
             raise ConfigError(f"function {source.name!r}: {adapter} has no {entry}")
         shared = dict(_top_level(source))
-        if "requirements.txt" in own:
-            shared.pop("requirements.txt", None)
+        if REQUIREMENTS in own:
+            shared.pop(REQUIREMENTS, None)
         yield from (*shared.items(), *own.items())
     elif (source / entry).is_file():
         yield from _tree(source)

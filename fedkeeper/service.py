@@ -22,6 +22,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,13 @@ class Running:
         limit = time.monotonic() + _STOP_TIMEOUT_S
         while _held(lock) and time.monotonic() < limit:  # noqa: ASYNC110 - another process; nothing tells us
             await asyncio.sleep(_POLL_S)
+
+
+def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment that run a module of this very package, from whatever folder."""
+    home = str(Path(__file__).parents[1])
+    paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
+    return [sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": paths}
 
 
 async def attach(

@@ -24,7 +24,7 @@ from fedkeeper.config.files import find
 from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
 from fedkeeper.config.providers import AnyCluster, Providers
 from fedkeeper.config.redaction import Scrubber, without_query
-from fedkeeper.config.scenario import ClientsInfo, Learning, Scenario, scenario_class
+from fedkeeper.config.scenario import ClientsInfo, Learning, Limits, Scenario, scenario_class
 from fedkeeper.errors import ConfigError
 
 T = TypeVar("T")
@@ -202,7 +202,13 @@ class Experiment(Config):
 
     def in_flight_max(self, cluster: str) -> int:
         """Most invocations on their way to this cluster at once."""
-        return self.cluster(cluster).concurrency or self.learning.limits.invocations_in_flight_max
+        return self.cluster(cluster).concurrency or self.limits.invocations_in_flight_max
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the scenario that is learned; the defaults in a file that has none."""
+        learned = [one.limits for one in self.scenarios.values() if isinstance(one, Learning)]
+        return learned[0] if learned else Limits()
 
     def function(self, scenario: str, function: str, platform: str) -> AnyFunction:
         """How `function` is deployed on `platform`: as the file says, or by default."""

@@ -48,6 +48,7 @@ class OpenWhiskFunction(Function):
 
     timeout: Annotated[float, BeforeValidator(_milliseconds), InSeconds, Field(ge=0.1, le=86_400)] = Field(
         default=300.0,
+        validate_default=False,  # it is in seconds already; a number in the file is milliseconds
         description="time limit of one activation: a number of milliseconds as in the ancestor, or 300s, 5m",
     )
     docker_image: Text = Field(

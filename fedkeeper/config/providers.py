@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr
 
 from fedkeeper.config.base import ConfigPath, ExistingPath, Name, Number, Section, Text, empty
-from fedkeeper.runtime.environment import ClientAccess
 
 Route = Literal["direct", "invoker"]
 LOOPBACK = ("localhost", "::1")
@@ -64,12 +63,6 @@ class Cluster(Section):
         description="most invocations in flight on this cluster (count); default:"
         " limits.invocations_in_flight_max",
     )
-    tls_verify: bool = Field(
-        default=True, description="check the server's certificate; false is warned about"
-    )
-    ca_file: ExistingPath | None = Field(
-        default=None, description="PEM file of the CA to trust, where the system's CAs do not know it"
-    )
 
 
 class OpenWhiskCluster(Cluster):
@@ -82,6 +75,12 @@ class OpenWhiskCluster(Cluster):
     namespace: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_@.-]+$")] = Field(
         default="_", description="namespace of the functions; `_` is the default one of the credentials"
     )
+    tls_verify: bool = Field(
+        default=True, description="check the server's certificate; false is warned about"
+    )
+    ca_file: ExistingPath | None = Field(
+        default=None, description="PEM file of the CA to trust, where the system's CAs do not know it"
+    )
     route: Route = Field(
         default="direct",
         description="`direct`: clients read and write the store; `invoker`: fl_invoker_weights_update posts"
@@ -92,11 +91,6 @@ class OpenWhiskCluster(Cluster):
     def host(self) -> str:
         """`https://host[:port]`; empty if embedded."""
         return self.auth.ow_api_host or ""
-
-    def client_access(self) -> ClientAccess:
-        """What fl_invoker_weights_update needs to invoke clients here. Holds the secret."""
-        auth = self.auth.ow_auth.get_secret_value() if self.auth.ow_auth else ""
-        return ClientAccess(platform=self.platform, auth=auth, tls_verify=self.tls_verify)
 
 
 class GoogleAuth(Section):
@@ -159,11 +153,6 @@ class GoogleCluster(Cluster):
     def project_id(self) -> str:
         """The project, from either place; `fedkeeper` if embedded without one, else empty."""
         return self.project or self.auth.project_id or ("fedkeeper" if self.embedded else "")
-
-    def client_access(self) -> ClientAccess:
-        """What fl_invoker_weights_update needs to invoke clients here. Holds the secret."""
-        account = self.auth.service_account()
-        return ClientAccess(platform=self.platform, service_account=account, tls_verify=self.tls_verify)
 
 
 AnyCluster = OpenWhiskCluster | GoogleCluster

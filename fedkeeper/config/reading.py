@@ -12,6 +12,7 @@ from fedkeeper.config.ancestor import Upgrade
 from fedkeeper.config.experiment import Config, Experiment
 from fedkeeper.config.faults import Fault, inspect
 from fedkeeper.config.files import ROOTS, shipped
+from fedkeeper.config.providers import OpenWhiskCluster
 from fedkeeper.config.redaction import Scrubber
 from fedkeeper.config.rules import RULES
 from fedkeeper.config.secrets import Secrets, TooMuch
@@ -103,7 +104,7 @@ def _error(path: Path, faults: Iterable[Fault], lines: Mapping[str, int], scrub:
 def _unwise(experiment: Experiment) -> Iterable[str]:
     """What is allowed and should be known each time."""
     for name, cluster in experiment.clusters().items():
-        if not cluster.tls_verify:
+        if isinstance(cluster, OpenWhiskCluster) and not cluster.tls_verify:
             yield f"providers.{cluster.platform}.{name}.tls_verify: {_UNVERIFIED}"
     for name, scenario in experiment.scenarios.items():
         mongo = getattr(scenario, "mongo_config", None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +12,6 @@ from typing import Any, Final
 import aiohttp
 from pydantic import SecretStr
 
-import fedkeeper
 from fedkeeper import service
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric.credentials import Credentials, Settings, read_credentials, write_settings
@@ -77,10 +74,7 @@ async def open_fabric(
         linger_s=linger_s,
     )
     folder = _prepare(folder, settings)
-    # -P and PYTHONPATH: it must find this very package, wherever it is started from.
-    argv = [sys.executable, "-P", "-m", "fedkeeper.fabric.serve", str(folder)]
-    paths = [str(Path(fedkeeper.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    argv, environment = service.module_command("fedkeeper.fabric.serve", str(folder))
     limit = time.monotonic() + start_timeout_s
     while True:
         left = max(0.1, limit - time.monotonic())

@@ -25,18 +25,18 @@ SAME_KEY_MAX = 3  # sendings of one key; the function's claim makes a second one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoker:
-    """Sends invocations to the platforms, at most `in_flight_max` requests at once to each cluster."""
+    """Sends invocations to the platforms, a bounded number of requests at once to each."""
 
     providers: Mapping[str, Provider]
     store: UpdateStore
     clock: Clock
     redeploy: Redeploy
-    in_flight_max: int
+    in_flight_max: Callable[[str], int]  # requests at once, by cluster
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
     async def invoke(self, call: Call, attempt: Attempt, *, epoch: int) -> Command | None:
         """Send `call`; return what became of that. None: nobody knows, the attempt's deadline decides."""
-        slots = self._slots.setdefault(call.cluster, asyncio.Semaphore(self.in_flight_max))
+        slots = self._slots.setdefault(call.cluster, asyncio.Semaphore(self.in_flight_max(call.cluster)))
         async with slots:
             try:
                 activation_id = await self._send(call, attempt)

@@ -88,7 +88,9 @@ def perform(
         if not store.claim(key, run=run, activation_id=activation_id):
             return {"duplicate": True, "key": key}
         claimed = True
+        begun = time.perf_counter()
         result = encode(step(decode(kind, dict(plain)), store))
+        print(_line(key, result, time.perf_counter() - begun))  # noqa: T201 - it is the activation's log
         store.publish(_outcome(key, run, activation_id, result=result))
         return result
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - the keeper must learn of whatever went wrong
@@ -107,6 +109,13 @@ def _key_and_run(plain: Mapping[str, Any], kind: type[Any]) -> tuple[str, str]:
     if not all(isinstance(text, str) and text for text in found):
         raise TaskError(f"the request is no {kind.__name__}: it has no key and run")
     return str(found[0]), str(found[1])
+
+
+def _line(key: str, result: Answer, took_s: float) -> str:
+    """What an activation says of itself in its platform's log: its numbers, not its hashes."""
+    facts = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    facts |= {name: round(value, 3) for name, value in result.get("seconds", {}).items()}
+    return " ".join([f"{key}: done in {took_s:.3f} s", *(f"{name}={facts[name]:g}" for name in facts)])
 
 
 def _outcome(

@@ -45,6 +45,7 @@ class ClientAccess:
     # google: the service account's JSON; empty: the function's own identity (metadata server)
     service_account: Mapping[str, Any] = field(default_factory=dict, repr=False)
     tls_verify: bool = True
+    ca_pem: str = ""  # text of the CA certificates to trust, where the system's are not enough
 
 
 def store_address() -> StoreAddress:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import hashlib
+import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import google.auth.exceptions
@@ -168,7 +172,7 @@ def _request(
         stream=True,
         timeout=timeout,
         allow_redirects=False,
-        verify=client.access.tls_verify,
+        verify=_verify(client.access),
         **more,
     ) as response:
         parts, size = [], 0
@@ -180,6 +184,17 @@ def _request(
                 raise TaskError(f"client {client.name}: its answer was not here in time")
             parts.append(part)
         return _Answer(response.status_code, b"".join(parts))
+
+
+def _verify(access: ClientAccess) -> bool | str:
+    """What requests calls `verify`: whether to, or the file of the CAs that are trusted."""
+    if not access.tls_verify or not access.ca_pem:
+        return access.tls_verify
+    name = hashlib.sha256(access.ca_pem.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"fedkeeper-ca-{os.getpid()}-{name}.pem"
+    if not path.exists():
+        path.write_text(access.ca_pem)
+    return str(path)
 
 
 def _token(session: requests.Session, client: Client) -> Mapping[str, str]:

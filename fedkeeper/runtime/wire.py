@@ -228,7 +228,7 @@ def decode(kind: type[T], plain: object) -> T:
     if isinstance(plain, dict) and plain.get("wire", WIRE_VERSION) != WIRE_VERSION:
         raise TaskError(
             f"{kind.__name__} has wire version {plain['wire']!r}, this function speaks {WIRE_VERSION}",
-            hint="deploy the functions again: python deploy.py -a -d",
+            hint="deploy the functions again: python main.py -d",
         )
     try:
         return msgspec.convert(plain, kind)

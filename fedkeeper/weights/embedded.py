@@ -60,8 +60,12 @@ async def open_embedded_mongo(
     """
     options = GuardOptions(database=database, port=port, cache_mb=cache_mb, linger_s=linger_s)
     place = os.path.abspath(folder)  # noqa: PTH100, ASYNC240 - looks at no file
-    argv = [sys.executable, "-m", "fedkeeper.weights.embedded", place, msgspec.json.encode(options).decode()]
-    running = await service.attach(folder, SERVICE_NAME, argv, start_timeout_s=start_timeout_s)
+    argv, environment = service.module_command(
+        "fedkeeper.weights.embedded", place, msgspec.json.encode(options).decode()
+    )
+    running = await service.attach(
+        folder, SERVICE_NAME, argv, start_timeout_s=start_timeout_s, environment=environment
+    )
     try:
         return await _join(folder, running, database, collection, port)
     except BaseException:

@@ -11,13 +11,11 @@ from pydantic import SecretStr
 
 from fedkeeper.config import Experiment
 from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
-from fedkeeper.config.scenario import Learning, Limits
 from fedkeeper.errors import ConfigError
 from fedkeeper.fabric.launch import FabricAddress, open_fabric
 from fedkeeper.logs import register_secret
 from fedkeeper.providers.base import Provider
-from fedkeeper.providers.google import Google
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.registry import provider_class
 from fedkeeper.runtime.environment import ClientAccess
 
 log = structlog.get_logger(__name__)
@@ -31,12 +29,6 @@ class Clusters:
     access: Mapping[str, ClientAccess] = field(repr=False)
 
 
-def limits_of(experiment: Experiment) -> Limits:
-    """The limits of the scenario that is learned; the defaults in a file that has none."""
-    learned = [one for one in experiment.scenarios.values() if isinstance(one, Learning)]
-    return learned[0].limits if learned else Limits()
-
-
 async def open_clusters(experiment: Experiment, names: Collection[str], stack: AsyncExitStack) -> Clusters:
     """Open the clusters `names`; an embedded fabric is started if one of them needs it."""
     clusters = {name: experiment.cluster(name) for name in names}
@@ -44,7 +36,7 @@ async def open_clusters(experiment: Experiment, names: Collection[str], stack: A
     providers: dict[str, Provider] = {}
     access: dict[str, ClientAccess] = {}
     for name, cluster in clusters.items():
-        if not cluster.tls_verify:
+        if isinstance(cluster, OpenWhiskCluster) and not cluster.tls_verify:
             log.warning("TLS certificates of this cluster are not verified", cluster=name)
         if isinstance(cluster, OpenWhiskCluster):
             providers[name], access[name] = await _openwhisk(experiment, name, cluster, fabric, stack)
@@ -87,19 +79,24 @@ async def _openwhisk(
         api_host, auth, namespace = cluster.host, cluster.auth.ow_auth or SecretStr(""), cluster.namespace
     register_secret(auth)
     provider = await stack.enter_async_context(
-        OpenWhisk.open(
+        provider_class("openwhisk").open(
             name,
             api_host=api_host,
             auth=auth,
             namespace=namespace,
             tls_verify=cluster.tls_verify,
             ca_file=cluster.ca_file,
-            requests_in_flight_max=cluster.concurrency or limits_of(experiment).invocations_in_flight_max,
-            read_timeout_s=limits_of(experiment).request_timeout_s,
-            deploy_timeout_s=limits_of(experiment).deploy_timeout_s,
+            requests_in_flight_max=experiment.in_flight_max(name),
+            read_timeout_s=experiment.limits.request_timeout_s,
+            deploy_timeout_s=experiment.limits.deploy_timeout_s,
         )
     )
-    access = ClientAccess(platform="openwhisk", auth=auth.get_secret_value(), tls_verify=cluster.tls_verify)
+    access = ClientAccess(
+        platform="openwhisk",
+        auth=auth.get_secret_value(),
+        tls_verify=cluster.tls_verify,
+        ca_pem=cluster.ca_file.read_text() if cluster.ca_file else "",
+    )
     return provider, access
 
 
@@ -123,14 +120,16 @@ async def _google(
     if "private_key" in account:
         register_secret(SecretStr(str(account["private_key"])))
     provider = await stack.enter_async_context(
-        Google.open(
+        provider_class("google").open(
             name,
             project=project,
             region=cluster.region,
             service_account=account or None,
             api_endpoint=endpoint,
-            requests_in_flight_max=cluster.concurrency or limits_of(experiment).invocations_in_flight_max,
-            deploy_timeout_s=limits_of(experiment).deploy_timeout_s,
+            requests_in_flight_max=experiment.limits.deployments_in_flight_max,
+            calls_in_flight_max=experiment.in_flight_max(name),
+            request_timeout_s=experiment.limits.request_timeout_s,
+            deploy_timeout_s=experiment.limits.deploy_timeout_s,
         )
     )
-    return provider, ClientAccess(platform="google", service_account=account, tls_verify=cluster.tls_verify)
+    return provider, ClientAccess(platform="google", service_account=account)

@@ -32,14 +32,16 @@ class Packages:
     scenario: str
     store: StoreAddress | None = field(repr=False)
     access: Mapping[str, ClientAccess] = field(repr=False)
-    _archives: dict[tuple[Path, str], bytes] = field(default_factory=dict, repr=False)
+    _archives: dict[tuple[Path, str, bool], bytes] = field(default_factory=dict, repr=False)
 
     def wanted(self, target: Target) -> Wanted:
         """The package of `target`. ConfigError if its function has no source for that platform."""
         source_name = self._source_of(target.function)
         platform = self.experiment.cluster(target.cluster).platform
         settings = self.experiment.function(self.scenario, source_name, platform)
-        archive = self._archive(self.experiment.source(self.scenario, source_name, platform), platform)
+        image = settings.docker_image if isinstance(settings, OpenWhiskFunction) else ""
+        source = self.experiment.source(self.scenario, source_name, platform)
+        archive = self._archive(source, platform, requirements=not image)
         package = Package(
             function=target.function,
             source=source_name,
@@ -47,7 +49,7 @@ class Packages:
             digest="",
             entry=settings.entry_point if isinstance(settings, GoogleFunction) else "main",
             runtime=settings.runtime,
-            image=settings.docker_image if isinstance(settings, OpenWhiskFunction) else "",
+            image=image,
             memory_mb=settings.memory,
             timeout_s=settings.timeout_s,
             concurrency=settings.concurrency,
@@ -76,12 +78,15 @@ class Packages:
         scenario = self.experiment.scenario(self.scenario)
         return scenario if isinstance(scenario, Learning) else None
 
-    def _archive(self, source: Path, platform: str) -> bytes:
-        if (source, platform) not in self._archives:
+    def _archive(self, source: Path, platform: str, *, requirements: bool) -> bytes:
+        wanted = (source, platform, requirements)
+        if wanted not in self._archives:
             learning = self._learning()
             include = learning.data_sampling.include if learning is not None else ()
-            self._archives[source, platform] = packaging.build(source, platform, include=include)
-        return self._archives[source, platform]
+            self._archives[wanted] = packaging.build(
+                source, platform, include=include, requirements=requirements
+            )
+        return self._archives[wanted]
 
     def _environment(self, target: Target, source: str) -> dict[str, SecretStr]:
         """What the function must know, and nothing more: clients of the invoker route get no credentials."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from fedkeeper import deployment, logs, report
 from fedkeeper.clock import Clock, SystemClock
-from fedkeeper.config import Experiment
+from fedkeeper.config import Experiment, Learning
 from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import (
     Applied,
@@ -46,7 +46,7 @@ from fedkeeper.runtime.wire import encode
 from fedkeeper.weights.base import UpdateStore
 from fedkeeper.weights.embedded import open_embedded_mongo
 from fedkeeper.weights.mongo import MongoUpdates
-from fedkeeper.wiring.clusters import Clusters, limits_of, open_clusters
+from fedkeeper.wiring.clusters import Clusters, open_clusters
 from fedkeeper.wiring.packages import Packages, learning_targets
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ class ExperimentSession:
         lines = await deployment.deploy(
             wanted,
             self.providers,
-            in_flight_max=limits_of(self.experiment).deployments_in_flight_max,
+            in_flight_max=self.experiment.limits.deployments_in_flight_max,
             progress=progress,
         )
         for line in lines:
@@ -245,13 +245,14 @@ class ExperimentSession:
                 store=self.store,
                 clock=self.clock,
                 redeploy=self._redeploy,
-                in_flight_max=limits.invocations_in_flight_max,
+                in_flight_max=self.experiment.in_flight_max,
             ),
             books=self._book,
             clock=self.clock,
             pace=Pace(
                 poll_min_s=limits.poll_interval_s,
                 poll_max_s=limits.poll_interval_max_s,
+                follow_s=limits.activations_interval_s,
                 keep_rounds=limits.keep_rounds,
             ),
         )
@@ -336,10 +337,11 @@ async def open_experiment(
         clusters: names of those to open; all if None.
         learn: also the log and the engine's side of the store, for `start`.
     """
-    chosen = scenario or experiment.learning_name
+    chosen = experiment.learning_name if scenario is None else scenario
+    learning = isinstance(experiment.scenario(chosen), Learning)
     async with AsyncExitStack() as stack:
         store = None
-        if chosen == experiment.learning_name:
+        if learning:
             store = await _open_store(experiment, stack)
             if store.password:
                 register_secret(SecretStr(store.password))
@@ -382,7 +384,7 @@ async def _open_store(experiment: Experiment, stack: AsyncExitStack) -> StoreAdd
         start_timeout_s=experiment.embedded.start_timeout_s,
     )
     stack.push_async_callback(opened.close)
-    return opened.address
+    return replace(opened.address, wait_s=mongo.wait_s)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

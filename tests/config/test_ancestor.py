@@ -59,7 +59,7 @@ def test_the_ancestors_sample_means_what_it_meant(loading: Loading, ancestor: Ca
 
     cluster = experiment.providers.openwhisk["invasic_cluster"]
     assert (cluster.host, cluster.namespace) == ("https://10.0.0.7:31001", "guest")
-    assert cluster.client_access().auth == OW_KEY
+    assert cluster.auth.ow_auth.get_secret_value() == OW_KEY
     google = experiment.providers.google["gcf_cluster"]
     assert (google.project_id, google.region) == ("my-project-17", "us-central1")
     assert google.auth.service_account()["private_key"].startswith("-----BEGIN PRIVATE KEY-----\n")

@@ -50,7 +50,7 @@ def test_real_platforms_load_with_their_secrets(tmp_path: Path):
     assert experiment.warnings == ()
     assert experiment.learning.mongo_config.address().password == "pw"
     assert experiment.providers.google["iowa"].auth.service_account()["private_key"] == "PEM"
-    assert experiment.providers.openwhisk["campus"].client_access().auth == "u:k"
+    assert experiment.providers.openwhisk["campus"].auth.ow_auth.get_secret_value() == "u:k"
     assert len(experiment.placements()) == 100
     assert experiment.in_flight_max("campus") == 30
     assert experiment.in_flight_max("iowa") == 100
@@ -315,3 +315,10 @@ def test_the_small_config_stays_as_it_is(loading: Loading):
     """Tests change a copy."""
     loading.of({"name": "other"})
     assert SMALL["name"] == "small"
+
+
+def test_a_function_that_the_file_does_not_mention_has_five_minutes():
+    """The default is in seconds on both platforms, though a number in the file is milliseconds on one."""
+    sample = load(shipped("config-sample.yaml"))
+    for platform in ("openwhisk", "google"):
+        assert sample.function("federated_learning", "nodeinfo", platform).timeout_s == 300

@@ -47,7 +47,7 @@ def test_a_variable_may_stand_anywhere_in_a_text(loading: Loading):
     experiment = loading.of({}, raw=raw)
     assert password(experiment) == "s3cret"
     assert experiment.providers.openwhisk["ow"].host == "https://ow.example.org:31001"
-    assert experiment.providers.openwhisk["ow"].client_access().auth == "u:${PW}"
+    assert experiment.providers.openwhisk["ow"].auth.ow_auth.get_secret_value() == "u:${PW}"
     assert (
         experiment.redacted()["providers"]["openwhisk"]["ow"]["auth"]["ow_api_host"]
         == "https://${HOST}:31001"
@@ -108,7 +108,7 @@ def test_a_service_account_comes_from_its_file(loading: Loading):
     cluster = loading.of({}, raw=raw).providers.google["gcf"]
     assert cluster.project_id == "p1"
     assert cluster.auth.service_account()["token_uri"] == "https://oauth2.googleapis.com/token"
-    assert cluster.client_access().service_account["private_key"] == "PEM"
+    assert cluster.auth.service_account()["private_key"] == "PEM"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_credentials_in_an_address_are_taken_out(loading: Loading):
     assert (address.hosts, address.username, address.password) == ("h1:27017,h2:27018", "me", "p@ss-word")
     assert (address.replica_set, address.auth_source, address.tls) == ("rs0", "adm", True)
     assert experiment.providers.openwhisk["ow"].host == "https://ow.example.org"
-    assert experiment.providers.openwhisk["ow"].client_access().auth == "uuid:secret-key"
+    assert experiment.providers.openwhisk["ow"].auth.ow_auth.get_secret_value() == "uuid:secret-key"
     assert [warning.split(":")[0] for warning in experiment.warnings] == [
         "providers.openwhisk.ow.auth.ow_api_host",
         "scenarios.federated_learning.mongo_config.url",

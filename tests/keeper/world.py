@@ -241,7 +241,7 @@ class World:
                 store=updates,
                 clock=clock,
                 redeploy=redeploy,
-                in_flight_max=100,
+                in_flight_max=lambda _: 100,
             ),
             books=lambda _: BOOK,
             clock=clock,

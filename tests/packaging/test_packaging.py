@@ -66,6 +66,12 @@ def test_the_platforms_own_requirements_win(function: Path) -> None:
     assert text(build(function, "openwhisk"), "requirements.txt") == "numpy\n"
 
 
+def test_a_function_in_an_image_of_its_own_carries_no_requirements(function: Path) -> None:
+    """OpenWhisk would install them at every cold start, and the image has the packages."""
+    assert "requirements.txt" in names(build(function, "openwhisk"))
+    assert "requirements.txt" not in names(build(function, "openwhisk", requirements=False))
+
+
 def test_file_times_and_modes_do_not_change_the_bytes(function: Path) -> None:
     """The same contents give the same zip: else every deployment would look like a new one."""
     first = build(function, "openwhisk")

@@ -1,0 +1,1 @@
+"""From the command line to trained weights, over the real fabric, functions and mongod."""

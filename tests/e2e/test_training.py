@@ -1,0 +1,140 @@
+"""The main job: from one command to trained weights, and again after whatever stopped it."""
+
+import json
+import signal
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from tests.e2e.lab import Lab, faulty_client, kill, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+
+def secrets_of(shared: Path) -> list[str]:
+    """Every generated secret of the embedded services."""
+    found: list[str] = []
+
+    def walk(value: object) -> None:
+        if isinstance(value, dict):
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, str) and len(value) >= 16:
+            found.extend(line for line in value.splitlines() if len(line) >= 16 and "://" not in line)
+
+    for path in (shared / "embedded").glob("*/credentials.json"):
+        walk(json.loads(path.read_text()))
+    return [one for one in found if not one.startswith("-----") and "@" not in one]
+
+
+def test_two_rounds_train_over_both_platforms(lab: Lab, shared: Path):
+    """One command deploys, trains, aggregates and evaluates; its records are whole and hold no secret."""
+    lab.write("small")
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+
+    assert [row["round"] for row in lab.rows("small-1", "rounds")] == ["1", "2"]
+    assert all(
+        int(row["updates"]) == 4 and int(row["failures"]) == 0 for row in lab.rows("small-1", "rounds")
+    )
+    attempts = lab.rows("small-1", "activations")
+    assert Counter(row["platform"] for row in attempts if row["client"]) == {"openwhisk": 4, "google": 4}
+    assert all(row["status"] == "ok" and row["activation_id"] and row["start"] for row in attempts)
+    model = load_file(lab.folder / "logs" / "small-1" / "model.safetensors")
+    assert sorted(tensor.shape for tensor in model.values()) == [(10,), (16,), (16, 10), (784, 16)]
+    assert all(np.isfinite(tensor).all() for tensor in model.values())
+
+    written = [
+        path for folder in ("logs", "params") for path in (lab.folder / folder).rglob("*") if path.is_file()
+    ]
+    assert len(written) > 10
+    secrets = secrets_of(shared)
+    assert len(secrets) >= 3
+    for path in written:
+        text = path.read_bytes().decode(errors="replace")
+        assert not [one for one in secrets if one in text], path
+    assert not [one for one in secrets if one in done.stdout]
+
+
+def test_a_killed_keeper_costs_nothing(lab: Lab):
+    """kill -9 again and again, then the same command: no client trains twice, the weights are the same."""
+    lab.write("calm", learning={"stopping": {"rounds_max": 3}})
+    assert lab.run("-s").returncode == 0
+    lab.write("wild", learning={"stopping": {"rounds_max": 3}})
+    for line in ("round 1/3 started", "round 1/3 done", "round 2: aggregating", "round 3/3 started"):
+        keeper = lab.start()
+        until(lambda line=line, keeper=keeper: line in lab.said() or keeper.poll() is not None, line)
+        kill(keeper)
+    last = lab.run("-s")
+    assert last.returncode == 0, last.stdout
+    assert lab.weights_hash("wild-1") == lab.weights_hash("calm-1")
+    attempts = lab.rows("wild-1", "activations")
+    assert len(attempts) == 1 + 3 * 5
+    assert all(row["attempt"] == "0" and row["status"] == "ok" for row in attempts)
+    assert [row["round"] for row in lab.rows("wild-1", "rounds")] == ["1", "2", "3"]
+
+
+def test_ctrl_c_stops_and_the_same_command_resumes(lab: Lab):
+    """Exit code 130, a word on how to go on, and a run that ends as if nothing had been."""
+    lab.write("polite", learning={"stopping": {"rounds_max": 3}})
+    keeper = lab.start()
+    until(lambda: "round 1/3 done" in lab.said(), "the first round")
+    assert kill(keeper, signal.SIGINT) == 130
+    assert "resume" in lab.said()
+    done = lab.run("-s")
+    assert done.returncode == 0
+    assert "resumes in round 2" in done.stdout
+    assert [row["round"] for row in lab.rows("polite-1", "rounds")] == ["1", "2", "3"]
+
+
+def test_clients_that_raise_hang_die_or_lie_are_invoked_again(lab: Lab, tmp_path: Path):
+    """Each fault costs its client one attempt with a reason to read; the round has everybody's update."""
+    faults = {f"r1/client_{n}/a0": fault for n, fault in enumerate(("raise", "hang", "die", "nan"))}
+    source = faulty_client(tmp_path / "faulty", faults)
+    lab.write(
+        "faulty",
+        providers={"google": {}},
+        learning={
+            "clients_info": {"ow_clients_count": 4, "gcf_clients_count": 0},
+            "functions": {"fl_client": {"openwhisk": {"func_path": str(source)}}},
+            "limits": {"client_timeout_s": 8},
+            "stopping": {"rounds_max": 1},
+        },
+    )
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+    [row] = lab.rows("faulty-1", "rounds")
+    assert (row["updates"], row["failures"], row["gave_up"]) == ("4", "4", "0")
+    attempts = {row["key"]: row for row in lab.rows("faulty-1", "activations")}
+    reasons = [attempts[f"faulty-1/r1/client_{n}/a0"] for n in range(4)]
+    assert [one["status"] for one in reasons] == ["failed", "silent", "failed", "failed"]
+    assert "hospital is on fire" in reasons[0]["reason"]
+    assert "no answer in 8 s" in reasons[1]["reason"]
+    assert reasons[2]["reason"]
+    assert "finite" in reasons[3]["reason"] or "NaN" in reasons[3]["reason"]
+    assert all(attempts[f"faulty-1/r1/client_{n}/a1"]["status"] == "ok" for n in range(4))
+    log = lab.folder / "logs" / "faulty-1" / "functions" / "faulty-1--r1--client_0--a0.log"
+    assert "fault: raise" in log.read_text()
+
+
+def test_a_mongod_that_dies_in_mid_round_loses_nothing(lab: Lab, shared: Path):
+    """It is started again where it was; functions and keeper wait for it, the weights are the same."""
+    lab.write("calm2", learning={"stopping": {"rounds_max": 3}})
+    assert lab.run("-s").returncode == 0
+    lab.write("shaken", learning={"stopping": {"rounds_max": 3}})
+    keeper = lab.start()
+    until(lambda: "round 2/3 started" in lab.said(), "round 2")
+    [mongod] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(shared / "embedded" / "mongo") in " ".join(process.info["cmdline"] or ())
+        and "--dbpath" in (process.info["cmdline"] or ())
+    ]
+    mongod.kill()
+    assert keeper.wait(120) == 0, lab.said()
+    assert lab.weights_hash("shaken-1") == lab.weights_hash("calm2-1")
+    assert len(lab.rows("shaken-1", "rounds")) == 3
