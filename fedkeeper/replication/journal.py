@@ -60,7 +60,7 @@ class Journal:
         self._size = 0  # bytes of the journal that are on disk
         self._seq = 0  # of the last record
         with _mapped(folder):
-            _make_folder(folder)
+            self._make_folder()
             self._lock = _lock(folder / "lock")
 
     def load(self, apply: Apply) -> State:
@@ -202,6 +202,13 @@ class Journal:
         fresh.replace(path)
         self._sync_folder(path.parent)
 
+    def _make_folder(self) -> None:
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        for path in missing:  # a folder is on disk when the one that names it is
+            self._sync_folder(path.parent)
+
     def _sync(self, fd: int) -> None:
         if self._fsync:
             os.fsync(fd)
@@ -258,11 +265,6 @@ def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
 
 
 def _lock(path: Path) -> int:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -76,6 +77,46 @@ def test_a_snapshot_takes_the_place_of_the_commands_in_it(tmp_path):
     with closing(Journal(tmp_path)) as journal:
         assert journal.load(toy.apply) == toy.after(7)
         assert journal.entries == 2
+
+
+def test_everything_is_on_disk_before_the_next_step(tmp_path, monkeypatch):
+    """The order of the system calls is the promise: a power cut may keep any of the later ones only."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def name(fd):
+        return Path(f"/proc/self/fd/{fd}").readlink().name
+
+    def spy_fsync(fd):
+        calls.append(
+            f"sync {name(fd)} {os.fstat(fd).st_size if name(fd).startswith('journal') else ''}".strip()
+        )
+        fsync(fd)
+
+    def spy_replace(source, target):
+        calls.append(f"replace {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    with closing(Journal(tmp_path / "a" / "log")) as journal:
+        assert calls == ["sync a", f"sync {tmp_path.name}"]
+        journal.load(toy.apply)
+        calls.clear()
+        journal.append(_lines(1, 2))
+        size = (journal.folder / "journal.jsonl").stat().st_size
+        assert calls == [f"sync journal.jsonl {size}"]
+        calls.clear()
+        journal.compact(toy.after(2))
+        size = (journal.folder / "journal.jsonl").stat().st_size
+    assert calls == [
+        "sync snapshot.json.new",
+        "replace snapshot.json",
+        "sync log",
+        f"sync journal.jsonl.new {size}",
+        "replace journal.jsonl",
+        "sync log",
+    ]
 
 
 # --- crashes ------------------------------------------------------------------------------------
