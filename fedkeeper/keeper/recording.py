@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from fedkeeper.clock import Clock
-from fedkeeper.core.model import Applied, Attempt, Command, Run
+from fedkeeper.core.model import Applied, Attempt, AttemptStatus, Command, Run
 from fedkeeper.errors import ProviderError
 from fedkeeper.keeper.tasks import invoked_on
 from fedkeeper.providers.base import Activation, Provider
@@ -49,7 +49,7 @@ class Recorder:
         self._sink = sink
         self._clock = clock
         self._run = run
-        self._known: set[str] = set()
+        self._known: set[tuple[str, AttemptStatus]] = set()
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()  # bounded by the attempts of two rounds
         self._stop = log.listen(self._on_applied)
@@ -62,8 +62,9 @@ class Recorder:
 
     def _note(self, run: Run) -> None:
         for attempt in run.ended:
-            if attempt.key not in self._known:
-                self._known.add(attempt.key)
+            seen = (attempt.key, attempt.status)  # an update that counted may be refused later
+            if seen not in self._known:
+                self._known.add(seen)
                 task = asyncio.ensure_future(self._record(run, attempt))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
