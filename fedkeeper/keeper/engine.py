@@ -75,6 +75,7 @@ class Engine:
         self._clock = clock
         self._pace = pace
         self._epoch = 0
+        self._ahead_ms = 0  # by how much the log's time was ahead of our clock when we took over
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()  # one per intent under way: bounded by the outbox
         self._failure: asyncio.Future[None] | None = None
@@ -105,10 +106,10 @@ class Engine:
     # --- becoming the conductor ------------------------------------------------------------------
 
     async def _claim(self) -> None:
+        # The last conductor's clock may have been ahead of ours: deadlines must not wait for the difference.
+        self._ahead_ms = max(0, self._log.state.now_ms - self._clock.now_ms())
         applied = await self._log.propose(
-            ClaimConductor(
-                keeper=self._keeper, expected_epoch=self._log.state.epoch, at_ms=self._clock.now_ms()
-            )
+            ClaimConductor(keeper=self._keeper, expected_epoch=self._log.state.epoch, at_ms=self._now_ms())
         )
         if applied.rejected:
             raise FedKeeperError(f"keeper {self._keeper} could not become the conductor: {applied.rejected}")
@@ -195,7 +196,7 @@ class Engine:
         """Sleep, but not past the next deadline, and not if something to wait for has just appeared."""
         due_ms = next_due_ms(self._log.state)
         if due_ms is not None:
-            seconds = min(seconds, max(0.0, (due_ms - self._clock.now_ms()) / 1000))
+            seconds = min(seconds, max(0.0, (due_ms - self._now_ms()) / 1000))
         if next(_outstanding(self._log.state), None) is None:
             self._changed.clear()
             await self._changed.wait()
@@ -213,7 +214,7 @@ class Engine:
             if not attempt.activation_id and outcome.activation_id:
                 await self._propose(self._sent(key, outcome.activation_id))
             applied = await self._propose(
-                command_for(run, attempt, outcome, epoch=self._epoch, at_ms=self._clock.now_ms())
+                command_for(run, attempt, outcome, epoch=self._epoch, at_ms=self._now_ms())
             )
             if applied.rejected and self._is_outstanding(run.spec.run, key):
                 # It would come up, and be rejected, at every look: it is a failed attempt.
@@ -222,7 +223,7 @@ class Engine:
 
     async def _follow(self) -> int:
         """Ask the platforms what has ended: an activation that left no outcome in the store has failed."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._now_ms()
         if now_ms - self._followed_ms < self._pace.follow_s * 1000:
             return 0
         self._followed_ms = now_ms
@@ -262,20 +263,22 @@ class Engine:
 
     async def _tick(self) -> int:
         due_ms = next_due_ms(self._log.state)
-        if due_ms is None or due_ms > self._clock.now_ms():
+        if due_ms is None or due_ms > self._now_ms():
             return 0
-        await self._propose(Tick(epoch=self._epoch, at_ms=self._clock.now_ms()))
+        await self._propose(Tick(epoch=self._epoch, at_ms=self._now_ms()))
         return 1
 
     # --- telling the log ---------------------------------------------------------------------------------
 
+    def _now_ms(self) -> int:
+        """The log's time: what commands are stamped with, and deadlines are compared to."""
+        return self._clock.now_ms() + self._ahead_ms
+
     def _sent(self, key: str, activation_id: str) -> InvocationSent:
-        return InvocationSent(
-            key=key, activation_id=activation_id, epoch=self._epoch, at_ms=self._clock.now_ms()
-        )
+        return InvocationSent(key=key, activation_id=activation_id, epoch=self._epoch, at_ms=self._now_ms())
 
     def _failed(self, key: str, reason: str) -> InvocationFailed:
-        return InvocationFailed(key=key, reason=reason, epoch=self._epoch, at_ms=self._clock.now_ms())
+        return InvocationFailed(key=key, reason=reason, epoch=self._epoch, at_ms=self._now_ms())
 
     def _is_outstanding(self, run: str, key: str) -> bool:
         return run in self._log.state.runs and key in self._log.state.runs[run].outbox

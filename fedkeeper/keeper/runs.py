@@ -18,6 +18,10 @@ class Start:
     run: str
     resumed: bool
     abandon: tuple[str, ...] = ()  # unfinished runs to stop first
+    forget: tuple[str, ...] = ()  # ended runs whose objects and state are no longer kept
+
+
+KEPT_RUNS = 10  # ended runs of a name that stay in the log and the store; their logs/ stay for good
 
 
 def plan_start(state: State, name: str, digest: str, *, fresh: bool, taken: Iterable[str]) -> Start:
@@ -45,9 +49,14 @@ def plan_start(state: State, name: str, digest: str, *, fresh: bool, taken: Iter
             f"run {latest.spec.run} is unfinished (round {latest.round}) and was started with another config",
             hint="put the config back to resume it, or abandon it and start anew with --fresh",
         )
+    ended = sorted(
+        (run for run in state.runs.values() if run.phase in ENDED and mine.fullmatch(run.spec.run)),
+        key=lambda run: run.submitted_ms,
+    )
     numbers = [int(found[1]) for one in (*state.runs, *taken) if (found := mine.fullmatch(one))]
     return Start(
         run=f"{name}-{max(numbers, default=0) + 1}",
         resumed=False,
         abandon=tuple(run.spec.run for run in unfinished),
+        forget=tuple(run.spec.run for run in ended[:-KEPT_RUNS]),
     )

@@ -21,6 +21,7 @@ from fedkeeper.core.model import (
     Applied,
     ClientPlace,
     Command,
+    ForgetRun,
     RoundCommitted,
     Run,
     RunSpec,
@@ -114,6 +115,9 @@ class ExperimentSession:
         for old in start.abandon:
             reason = "abandoned by the user"
             await self._log.propose(StopRun(run=old, reason=reason, at_ms=self.clock.now_ms()))
+        for old in start.forget:  # the store first: a name that comes up again must find nothing there
+            await self._store.drop(old)
+            await self._log.propose(ForgetRun(run=old, at_ms=self.clock.now_ms()))
         if not start.resumed:
             self._fingerprint_file(name).write_text(json.dumps(self.experiment.fingerprint(), indent=1))
             applied = await self._log.propose(SubmitRun(spec=self._spec(name), at_ms=self.clock.now_ms()))
@@ -171,6 +175,11 @@ class ExperimentSession:
     def _log(self) -> Log:
         assert self.log is not None, "open the experiment with learn=True"
         return self.log
+
+    @property
+    def _store(self) -> UpdateStore:
+        assert self.store is not None, "open the experiment with learn=True"
+        return self.store
 
     def _plan(self, *, fresh: bool) -> Start:
         name, digest = self.experiment.name, self.experiment.digest()
@@ -234,15 +243,14 @@ class ExperimentSession:
         )
 
     def _conduct(self) -> None:
-        assert self.store is not None, "open the experiment with learn=True"
         limits = self.experiment.learning.limits
         engine = Engine(
             keeper=KEEPER,
             log=self._log,
-            store=self.store,
+            store=self._store,
             invoker=Invoker(
                 providers=self.providers,
-                store=self.store,
+                store=self._store,
                 clock=self.clock,
                 redeploy=self._redeploy,
                 in_flight_max=self.experiment.in_flight_max,

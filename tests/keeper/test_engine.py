@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from fedkeeper.core.model import AttemptStatus, Phase
+from fedkeeper.clock import SystemClock
+from fedkeeper.core.model import AttemptStatus, Phase, SubmitRun
 from fedkeeper.errors import InvocationUnknown, ProviderUnavailable, StoreUnavailable
 from fedkeeper.runtime.wire import AggregateResult, Refused, encode
 from tests.keeper.world import CLUSTER, World, spec
@@ -158,6 +159,17 @@ async def test_an_engine_killed_at_any_moment_costs_no_training(world: World, se
     assert len(run.history) == 3
     assert max(Counter(world.platform.worked).values()) == 1
     assert all(key.endswith("/a0") for key in world.platform.worked)
+
+
+async def test_a_clock_that_is_behind_the_last_conductors_delays_no_deadline(world: World):
+    """The log's time was an hour ahead of ours: a silent client is still noticed when its time is up."""
+    world.platform.behave["exp-1/r1/client_0/a0"] = lambda _: None
+    await world.log.propose(
+        SubmitRun(spec=spec(client_timeout_ms=200), at_ms=SystemClock().now_ms() + 3_600_000)
+    )
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert "exp-1/r1/client_0/a1" in world.platform.worked
 
 
 async def test_a_store_that_stays_away_ends_the_engine_not_the_run(world: World):

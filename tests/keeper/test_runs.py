@@ -5,7 +5,7 @@ import pytest
 from fedkeeper.core.machine import apply
 from fedkeeper.core.model import State, StopRun, SubmitRun
 from fedkeeper.errors import RunChanged
-from fedkeeper.keeper.runs import plan_start
+from fedkeeper.keeper.runs import KEPT_RUNS, plan_start
 from tests.keeper.world import spec
 
 
@@ -42,6 +42,13 @@ def test_an_unfinished_run_with_another_config_is_not_touched():
     with pytest.raises(RunChanged, match="exp-1 is unfinished") as caught:
         plan_start(state_with("exp-1"), "exp", "other", fresh=False, taken=())
     assert "--fresh" in caught.value.hint
+
+
+def test_only_the_latest_ended_runs_are_kept():
+    """The log and the store do not grow with every run that ever was."""
+    names = tuple(f"exp-{number}" for number in range(1, KEPT_RUNS + 4))
+    start = plan_start(state_with(*names, stopped=names), "exp", "d", fresh=False, taken=())
+    assert start.forget == ("exp-1", "exp-2", "exp-3")
 
 
 def test_fresh_abandons_what_is_unfinished():
