@@ -118,6 +118,24 @@ async def start(opened: Opened, screen: Screen, interrupts: Interrupts, *, fresh
         raise problem
 
 
+async def export(opened: Opened, screen: Screen, *, run: str, output: Path | None) -> None:
+    """Write the model of `run`, the latest if empty: the weights of its last committed round."""
+    ((session, _),) = opened.parts
+    with_weights = {name: one for name, one in session.state.runs.items() if one.history}
+    if not with_weights:
+        raise RunError("no run of this experiment has a committed round yet", hint="begin one with -s")
+    name = run or max(with_weights, key=lambda one: with_weights[one].submitted_ms)
+    if name not in with_weights:
+        raise RunError(f"run {name!r} has no model here", hint=f"those that have: {', '.join(with_weights)}")
+    path = output or opened.experiment.logs.folder / name / "model.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await session.export_model(name, path)
+    except OSError as exc:
+        raise RunError(f"the model could not be written to {path}: {exc}") from exc
+    screen.line(f"{name}: model after round {len(with_weights[name].history)} written to {path}")
+
+
 async def _watch(session: Session, screen: Screen, run_name: str) -> Run:
     """Show what happens to the run until it has ended, or was told to stop."""
     shown: Run | None = session.state.runs.get(run_name)
@@ -180,9 +198,9 @@ async def _export(session: Session, run: Run, folder: Path) -> tuple[Path | None
     try:
         await session.export_model(run.spec.run, path)
     except (FedKeeperError, OSError) as exc:
-        name = run.weights.name if run.weights else ""
         problem = f"the model could not be written to {path}: {exc}"
-        return None, RunError(problem, hint=f"the run is finished; its weights are in the store as {name}")
+        hint = f"the run is over and its weights are in the store: fedkeeper export {run.spec.run}"
+        return None, RunError(problem, hint=hint)
     return path, None
 
 

@@ -190,6 +190,23 @@ def functions_command(
     _either(ctx, Job(config=configfile, verbose=verbose), chosen, partial(actions.describe, save=output))
 
 
+@fedkeeper.command("export", context_settings=CONTEXT)
+@click.argument("run", default="")
+@config_option
+@click.option("--output", type=click.Path(path_type=Path), help="File [default: logs/RUN/model.safetensors].")
+@verbose_option
+@click.pass_context
+def export_command(
+    ctx: click.Context, run: str, configfile: Path, output: Path | None, verbose: bool
+) -> None:
+    """Write the model of RUN [default: the latest] to a safetensors file, from the weights store."""
+
+    async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
+        await actions.export(opened, screen, run=run, output=output)
+
+    learning(ctx, Job(config=configfile, verbose=verbose, learn=True), act)
+
+
 @fedkeeper.command("sample", context_settings=CONTEXT)
 @click.argument("file", default=SAMPLE, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")

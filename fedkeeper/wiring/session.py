@@ -164,8 +164,11 @@ class ExperimentSession:
             finally:
                 objects.close()
             fresh = path.with_suffix(".new")
-            fresh.write_bytes(pack(tensors, {"run": run, "sha256": weights.sha256}))
-            fresh.replace(path)
+            try:
+                fresh.write_bytes(pack(tensors, {"run": run, "sha256": weights.sha256}))
+                fresh.replace(path)
+            finally:
+                fresh.unlink(missing_ok=True)
 
         await asyncio.to_thread(fetch, self.store_address)
 

@@ -239,7 +239,7 @@ def test_a_model_that_cannot_be_written_is_an_error_after_the_summary(call, worl
     assert result.exit_code == 1
     assert "finished: the target" in result.stdout
     assert "the model could not be written" in result.stderr
-    assert "its weights are in the store as w3" in result.stderr
+    assert "fedkeeper export" in result.stderr
 
 
 def test_warnings_of_the_config_are_shown_at_each_start(call, tmp_path):

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT_S = 120
+_CONSOLE = "from fedkeeper.cli import fedkeeper; fedkeeper()"
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +88,11 @@ class Lab:
 
     def command(self, *arguments: str, program: str = "main.py") -> list[str]:
         """The command line."""
-        return [sys.executable, str(REPOSITORY / program), "-c", str(self.folder / "config.yaml"), *arguments]
+        if program.endswith(".py"):
+            start = [str(REPOSITORY / program)]
+        else:  # a sub-command of the console script
+            start = ["-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {_CONSOLE}", program]
+        return [sys.executable, *start, "-c", str(self.folder / "config.yaml"), *arguments]
 
     def run(self, *arguments: str, program: str = "main.py") -> subprocess.CompletedProcess[str]:
         """Run a command to its end; stdout and stderr together in `stdout`."""

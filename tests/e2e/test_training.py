@@ -48,6 +48,10 @@ def test_two_rounds_train_over_both_platforms(lab: Lab, shared: Path):
     assert sorted(tensor.shape for tensor in model.values()) == [(10,), (16,), (16, 10), (784, 16)]
     assert all(np.isfinite(tensor).all() for tensor in model.values())
 
+    exported = lab.run("small-1", "--output", str(lab.folder / "again.safetensors"), program="export")
+    assert exported.returncode == 0, exported.stdout
+    assert load_file(lab.folder / "again.safetensors").keys() == model.keys()
+
     written = [
         path for folder in ("logs", "params") for path in (lab.folder / folder).rglob("*") if path.is_file()
     ]
