@@ -25,7 +25,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	sh scripts/make-venv.sh $(PYTHON) $(VENV)
 
 $(VENV)/.run: requirements.lock scripts/system-libraries.sh | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

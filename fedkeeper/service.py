@@ -19,12 +19,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,37 @@ _KINDS = {"PortTaken": PortTaken}
 class Running:
     """A lease on a service that runs. `info` is what it announced; `started`: we started it."""
 
-    def __init__(self, folder: Path, name: str, lease: int, info: dict[str, Any], child: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        lease: int,
+        info: dict[str, Any],
+        child: int | None,
+        again: Callable[[], Awaitable[Running]],
+    ) -> None:
         self.info = info
         self.started = child is not None
         self._folder = folder
         self._name = name
         self._lease: int | None = lease
         self._child = child
+        self._again = again  # attach, as we were made
 
     def alive(self) -> bool:
         """Whether the service, or a successor of it, holds its lock now."""
         return _held(self._folder / f"{self._name}.lock")
+
+    async def ensure(self) -> bool:
+        """Start the service again if it has died; True if it had. It comes back where it was."""
+        if self._lease is None or self.alive():
+            return False
+        successor = await self._again()
+        os.close(self._lease)
+        if self._child is not None:
+            _reap(self._child)
+        self._lease, self.info, self._child = successor._lease, successor.info, successor._child
+        return True
 
     async def close(self) -> None:
         """Give up the lease. The last user ends the service and waits (20 s at most) for that."""
@@ -103,6 +124,9 @@ async def attach(
         PortTaken: the service said so.
         ServiceError: it ended before it announced itself, or did not within `start_timeout_s`.
     """
+    again = functools.partial(
+        attach, folder, name, argv, start_timeout_s=start_timeout_s, environment=environment
+    )
     limit = time.monotonic() + start_timeout_s
     _make(folder)
     lease = os.open(folder / f"{name}.lease", os.O_RDWR | os.O_CREAT, 0o600)
@@ -113,12 +137,12 @@ async def attach(
             if _held(folder / f"{name}.lock"):
                 told = _read(folder / f"{name}.json")
                 if told:
-                    return Running(folder, name, lease, told["info"], None)
+                    return Running(folder, name, lease, told["info"], None, again)
             else:
                 child = await _start(folder, name, argv, environment, limit)
                 told = _read(folder / f"{name}.json")
                 if child is not None and told:
-                    return Running(folder, name, lease, told["info"], child)
+                    return Running(folder, name, lease, told["info"], child, again)
             await _pause(limit, folder, name)
     except BaseException:
         os.close(lease)

@@ -2,6 +2,7 @@
 # The embedded mongod needs one system library, libcurl4. Install it where that is possible, else say how.
 set -eu
 [ "$(uname -s)" = Linux ] || exit 0
+PATH="$PATH:/usr/sbin:/sbin" # ldconfig is not on every user's path
 if ldconfig -p 2>/dev/null | grep -q 'libcurl\.so\.4'; then exit 0; fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     apt-get update -qq && apt-get install -y -qq --no-install-recommends libcurl4 >/dev/null && exit 0

@@ -236,6 +236,10 @@ class Limits(Section):
     poll_interval_max_s: Seconds = Field(
         default=0.25, description="longest such pause, when nothing happens (seconds)"
     )
+    platform_wait_s: Annotated[NonNegativeFloat, Number] = Field(
+        default=30.0,
+        description="wait for a platform that cannot be reached, before an attempt fails (seconds)",
+    )
     activations_interval_s: Seconds = Field(
         default=1.0, description="pause between two looks at a platform's activation records (seconds)"
     )

@@ -42,6 +42,10 @@ class OpenFabric:
         """Whether the fabric's process lives."""
         return self._running.alive()
 
+    async def ensure(self) -> bool:
+        """Start the fabric again if it has died, on its port and with all its functions; True if it had."""
+        return await self._running.ensure()
+
     async def close(self) -> None:
         """Give up our use of it; the last user's end is the fabric's end."""
         await self._running.close()

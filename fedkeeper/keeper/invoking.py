@@ -10,7 +10,7 @@ import structlog
 
 from fedkeeper.clock import Clock
 from fedkeeper.core.model import Attempt, Command, InvocationFailed, InvocationSent
-from fedkeeper.errors import FunctionMissing, InvocationUnknown, ProviderError, Throttled
+from fedkeeper.errors import FunctionMissing, InvocationUnknown, ProviderError, ProviderUnavailable, Throttled
 from fedkeeper.keeper.tasks import Call
 from fedkeeper.providers.base import Provider
 from fedkeeper.weights.base import UpdateStore
@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 Redeploy = Callable[[str, str], Awaitable[None]]  # cluster, function
 
 LOOK_AGAIN_S = 2.0  # after an unanswered request, before the store is asked who claimed the key
+PAUSE_S_MAX = 4.0
 SAME_KEY_MAX = 3  # sendings of one key; the function's claim makes a second one harmless
 
 
@@ -32,6 +33,9 @@ class Invoker:
     clock: Clock
     redeploy: Redeploy
     in_flight_max: Callable[[str], int]  # requests at once, by cluster
+    platform_wait_s: (
+        float  # for a platform that cannot be reached: nothing was sent, so sending again is safe
+    )
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
     async def invoke(self, call: Call, attempt: Attempt, *, epoch: int) -> Command | None:
@@ -55,6 +59,7 @@ class Invoker:
         """Send until the platform has taken it. Bounded by SAME_KEY_MAX and the attempt's deadline."""
         provider = self.providers[call.cluster]
         sendings = 0
+        waited_s, pause_s = 0.0, 0.25
         while self.clock.now_ms() < attempt.deadline_ms:
             try:
                 return await provider.invoke(
@@ -66,6 +71,12 @@ class Invoker:
                     raise
                 log.info("throttled", key=attempt.key, cluster=call.cluster, wait_s=exc.retry_after_s)
                 await self.clock.sleep(exc.retry_after_s)
+            except ProviderUnavailable as exc:
+                if waited_s + pause_s > self.platform_wait_s:
+                    raise
+                log.info("platform away", key=attempt.key, problem=str(exc), wait_s=pause_s)
+                await self.clock.sleep(pause_s)
+                waited_s, pause_s = waited_s + pause_s, min(pause_s * 2, PAUSE_S_MAX)
             except FunctionMissing:
                 sendings += 1
                 if sendings >= SAME_KEY_MAX:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 from pydantic import SecretStr
 
+from fedkeeper.clock import SystemClock
 from fedkeeper.config import Experiment
 from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
 from fedkeeper.errors import ConfigError
@@ -17,6 +18,7 @@ from fedkeeper.logs import register_secret
 from fedkeeper.providers.base import Provider
 from fedkeeper.providers.registry import provider_class
 from fedkeeper.runtime.environment import ClientAccess
+from fedkeeper.wiring.keeping import keep_alive, keep_open
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +64,7 @@ async def _open_fabric(
         start_timeout_s=settings.start_timeout_s,
     )
     stack.push_async_callback(fabric.close)
+    keep_open(stack, keep_alive("fabric", fabric.ensure, SystemClock()))
     return fabric.address
 
 

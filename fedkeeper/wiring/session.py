@@ -48,6 +48,7 @@ from fedkeeper.weights.base import UpdateStore
 from fedkeeper.weights.embedded import open_embedded_mongo
 from fedkeeper.weights.mongo import MongoUpdates
 from fedkeeper.wiring.clusters import Clusters, open_clusters
+from fedkeeper.wiring.keeping import keep_alive, keep_open
 from fedkeeper.wiring.packages import Packages, learning_targets
 
 log = structlog.get_logger(__name__)
@@ -257,6 +258,7 @@ class ExperimentSession:
                 clock=self.clock,
                 redeploy=self._redeploy,
                 in_flight_max=self.experiment.in_flight_max,
+                platform_wait_s=limits.platform_wait_s,
             ),
             books=self._book,
             clock=self.clock,
@@ -267,8 +269,7 @@ class ExperimentSession:
                 keep_rounds=limits.keep_rounds,
             ),
         )
-        self._conducting = asyncio.create_task(engine.run(), name="engine")
-        self.stack.push_async_callback(_cancel, self._conducting)
+        self._conducting = keep_open(self.stack, engine.run())
 
     async def _redeploy(self, cluster: str, function: str) -> None:
         [line] = await self.deploy(lambda _: None, [Target(cluster=cluster, function=function)])
@@ -395,9 +396,5 @@ async def _open_store(experiment: Experiment, stack: AsyncExitStack) -> StoreAdd
         start_timeout_s=experiment.embedded.start_timeout_s,
     )
     stack.push_async_callback(opened.close)
+    keep_open(stack, keep_alive("mongod's guard", opened.running.ensure, SystemClock()))
     return replace(opened.address, wait_s=mongo.wait_s)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

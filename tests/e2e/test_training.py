@@ -125,6 +125,29 @@ def test_clients_that_raise_hang_die_or_lie_are_invoked_again(lab: Lab, tmp_path
     assert "fault: raise" in log.read_text()
 
 
+def test_a_fabric_that_dies_in_mid_round_comes_back(lab: Lab, shared: Path):
+    """Its functions are still there; what ran in it is invoked again, and the weights are the same."""
+    lab.write("steady", learning={"stopping": {"rounds_max": 3}})
+    assert lab.run("-s").returncode == 0
+    lab.write("shocked", learning={"stopping": {"rounds_max": 3}})
+    keeper = lab.start()
+    until(lambda: "round 2/3 started" in lab.said(), "round 2")
+    the_process(str(shared / "embedded" / "fabric"), "fedkeeper.fabric.serve").kill()
+    assert keeper.wait(120) == 0, lab.said()
+    assert lab.weights_hash("shocked-1") == lab.weights_hash("steady-1")
+    assert all(row["updates"] == "4" for row in lab.rows("shocked-1", "rounds"))
+
+
+def the_process(*words: str) -> psutil.Process:
+    """The one process with all of `words` in its command line."""
+    [found] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if all(any(word in part for part in process.info["cmdline"] or ()) for word in words)
+    ]
+    return found
+
+
 def test_a_mongod_that_dies_in_mid_round_loses_nothing(lab: Lab, shared: Path):
     """It is started again where it was; functions and keeper wait for it, the weights are the same."""
     lab.write("calm2", learning={"stopping": {"rounds_max": 3}})
@@ -132,13 +155,7 @@ def test_a_mongod_that_dies_in_mid_round_loses_nothing(lab: Lab, shared: Path):
     lab.write("shaken", learning={"stopping": {"rounds_max": 3}})
     keeper = lab.start()
     until(lambda: "round 2/3 started" in lab.said(), "round 2")
-    [mongod] = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if str(shared / "embedded" / "mongo") in " ".join(process.info["cmdline"] or ())
-        and "--dbpath" in (process.info["cmdline"] or ())
-    ]
-    mongod.kill()
+    the_process(str(shared / "embedded" / "mongo"), "--dbpath").kill()
     assert keeper.wait(120) == 0, lab.said()
     assert lab.weights_hash("shaken-1") == lab.weights_hash("calm2-1")
     assert len(lab.rows("shaken-1", "rounds")) == 3

@@ -109,10 +109,21 @@ async def test_refused_updates_are_trained_again_and_never_averaged(world: World
     assert "exp-1/r1/client_1/a1" in run.history[0].updates
 
 
-async def test_a_platform_that_cannot_be_reached_costs_an_attempt(world: World):
-    """Not sent is definite: the next attempt follows, under its own key."""
+async def test_a_platform_that_is_away_for_a_moment_costs_nothing(world: World):
+    """Not sent is definite: the same attempt is sent again, within the configured wait."""
     key = "exp-1/r1/client_0/a0"
     world.platform.on_invoke[key] = [ProviderUnavailable(CLUSTER, "client_0", "not sent")]
+    await world.submit(spec())
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert world.platform.worked.count(key) == 1
+    assert run.history[0].failures == 0
+
+
+async def test_a_platform_that_stays_away_costs_an_attempt(world: World):
+    """When the wait is over the attempt has failed; the next one follows, under its own key."""
+    key = "exp-1/r1/client_0/a0"
+    world.platform.on_invoke[key] = [ProviderUnavailable(CLUSTER, "client_0", "not sent")] * 9
     await world.submit(spec())
     run = await world.finish()
     assert run.phase is Phase.FINISHED

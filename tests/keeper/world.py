@@ -242,6 +242,7 @@ class World:
                 clock=clock,
                 redeploy=redeploy,
                 in_flight_max=lambda _: 100,
+                platform_wait_s=0.4,
             ),
             books=lambda _: BOOK,
             clock=clock,
