@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+import json
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +25,10 @@ from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import Applied, Command, Phase, Run
 from fedkeeper.deployment import Line, LineState, Target, failures
 from fedkeeper.errors import FedKeeperError, Interrupted, RunError, RunFailed
+from fedkeeper.providers.base import Provider
 from fedkeeper.report import round_row, write_json
 
+ASK_AGAIN_S = 0.1
 NAMED_MAX = 5  # functions named in an error; all have their line above it
 
 log = structlog.get_logger()
@@ -88,6 +93,32 @@ async def describe(opened: Opened, screen: Screen, *, save: Path | None) -> None
             raise FedKeeperError(f"{save}: not written", hint="is there space, and the right to write?")
         screen.line(f"saved {len(plain)} function(s) to {save}")
     _raise_failures(screen, lines)
+
+
+async def invoke(opened: Opened, screen: Screen, *, timeout_s: float) -> None:
+    """Invoke the functions, all at once, and print their answers; FedKeeperError if one fails."""
+    pairs = [(session.providers[one.cluster], one) for session, targets in opened.parts for one in targets]
+    answers = await asyncio.gather(*(_answer(provider, one, timeout_s) for provider, one in pairs))
+    for (_, target), answer in zip(pairs, answers, strict=True):
+        said = answer if isinstance(answer, str) else json.dumps(answer, sort_keys=True)
+        screen.line(f"{target.cluster}/{target.function}: {said}")
+    if failed := sum(isinstance(answer, str) for answer in answers):
+        raise FedKeeperError(f"{failed} of {len(pairs)} function(s) gave no answer")
+
+
+async def _answer(provider: Provider, target: Target, timeout_s: float) -> Mapping[str, Any] | str:
+    """A function's result, or in words why there is none."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            key = f"invoke/{target.function}/{uuid.uuid4().hex}"
+            activation_id = await provider.invoke(target.function, {}, key=key, timeout_s=timeout_s)
+            while (activation := await provider.activation(activation_id)) is None:  # noqa: ASYNC110 - remote
+                await asyncio.sleep(ASK_AGAIN_S)
+    except TimeoutError:
+        return f"no answer in {timeout_s:g} s"
+    except FedKeeperError as exc:
+        return str(exc)
+    return activation.result if activation.ok else f"{activation.status}: {activation.reason}"
 
 
 async def start(opened: Opened, screen: Screen, interrupts: Interrupts, *, fresh: bool) -> None:

@@ -190,6 +190,26 @@ def functions_command(
     _either(ctx, Job(config=configfile, verbose=verbose), chosen, partial(actions.describe, save=output))
 
 
+@fedkeeper.command("invoke", context_settings=CONTEXT)
+@config_option
+@selection_options
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for each answer.")
+@verbose_option
+@click.pass_context
+def invoke_command(
+    ctx: click.Context, /, configfile: Path, timeout: float, verbose: bool, **chosen: Any
+) -> None:
+    """Invoke deployed functions without arguments and print what they answer, e.g. -a -s test -f nodeinfo."""
+    choice = _choice(**chosen)
+    if choice is None:
+        raise click.UsageError("say where: -a (all clusters), -o A,B (OpenWhisk) or -g C,D (Google)")
+
+    async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
+        await actions.invoke(opened, screen, timeout_s=timeout)
+
+    chosen_only(ctx, Job(config=configfile, verbose=verbose), choice, act)
+
+
 @fedkeeper.command("export", context_settings=CONTEXT)
 @click.argument("run", default="")
 @config_option

@@ -148,8 +148,25 @@ def faulty_client(folder: Path, faults: Mapping[str, str]) -> Path:
     adapter = folder / "openwhisk" / "__main__.py"
     adapter.rename(folder / "real_client.py")
     adapter.write_text(_FAULTY.format(faults=dict(faults)))
+    adapter = folder / "google" / "main.py"
+    adapter.rename(folder / "real_cloud_client.py")
+    adapter.write_text(_CRASHES_ONCE.format(marker=str(folder / "has-crashed")))
     return folder
 
+
+_CRASHES_ONCE = '''"""fl_client whose first request, of whichever client, ends with the process."""
+import os
+
+import real_cloud_client
+
+
+def main(request):
+    try:
+        os.close(os.open({marker!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return real_cloud_client.main(request)
+    os._exit(3)
+'''
 
 _FAULTY = '''"""fl_client with faults, for tests."""
 import os

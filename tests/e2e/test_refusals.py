@@ -80,6 +80,9 @@ def test_deploy_describe_and_remove_a_test_function(lab: Lab):
     typo = lab.run("-o", "ow", "-s", "test", "-f", "nodeinof", "-d", program="deploy.py")
     assert typo.returncode == 2
     assert "nodeinfo" in typo.stdout
+    invoked = lab.run("-a", "-s", "test", "-f", "nodeinfo", program="invoke")
+    assert invoked.returncode == 0, invoked.stdout
+    assert invoked.stdout.count('"hostname"') == 2
     described = lab.run("-a", "-s", "test", "-m", program="deploy.py")
     assert described.returncode == 0
     removed = lab.run("-a", "-s", "test", "-r", program="deploy.py")

@@ -125,6 +125,27 @@ def test_clients_that_raise_hang_die_or_lie_are_invoked_again(lab: Lab, tmp_path
     assert "fault: raise" in log.read_text()
 
 
+def test_a_cloud_client_that_dies_is_invoked_again(lab: Lab, tmp_path: Path):
+    """The forwarding function says what became of its request; the client's next attempt gives the update."""
+    source = faulty_client(tmp_path / "faulty", {})
+    lab.write(
+        "clouded",
+        learning={
+            "clients_info": {"ow_clients_count": 0, "gcf_clients_count": 4},
+            "functions": {"fl_client": {"google": {"func_path": str(source)}}},
+            "stopping": {"rounds_max": 1},
+        },
+    )
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+    [row] = lab.rows("clouded-1", "rounds")
+    assert (row["updates"], row["failures"], row["gave_up"]) == ("4", "1", "0")
+    [failed] = [one for one in lab.rows("clouded-1", "activations") if one["status"] == "failed"]
+    assert failed["function"] == "fl_invoker_weights_update"
+    assert (failed["platform"], failed["cluster"], failed["invoked_on"]) == ("google", "gcf", "ow")
+    assert "HTTP 500" in failed["reason"]
+
+
 def test_a_fabric_that_dies_in_mid_round_comes_back(lab: Lab, shared: Path):
     """Its functions are still there; what ran in it is invoked again, and the weights are the same."""
     lab.write("steady", learning={"stopping": {"rounds_max": 3}})
