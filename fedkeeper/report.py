@@ -14,7 +14,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,29 +166,6 @@ class Report:
         text = _csv(ROUND_COLUMNS, (_values(round_row(record)) for record in run.history))
         write_text(self.folder / "rounds.csv", text)
 
-    def attempts(
-        self,
-        attempts: Iterable[Attempt],
-        *,
-        platforms: Mapping[str, str],
-        activations: Mapping[str, Activation] | None = None,
-        function: Callable[[Attempt], str] = function_of,
-    ) -> None:
-        """Merge `attempts` (Run.ended, Run.outbox) into activations.csv.
-
-        `platforms`: cluster -> platform; `activations`: by activation ID, as far as they are known.
-        """
-        known = activations or {}
-        self.activations(
-            activation_row(
-                attempt,
-                platform=platforms.get(attempt.cluster, ""),
-                function=function(attempt),
-                activation=known.get(attempt.activation_id),
-            )
-            for attempt in attempts
-        )
-
     def activations(self, rows: Iterable[ActivationRow]) -> None:
         """Merge `rows` by key: new ones are appended, known ones filled in; empty fields erase nothing."""
         if not self._loaded:
@@ -245,27 +222,27 @@ class Report:
 
 
 def write_params(
-    folder: Path,
     *,
-    init: Mapping[str, Any],
-    usage: Mapping[str, Any],
+    init: tuple[Path, Mapping[str, Any]],
+    usage: tuple[Path, Mapping[str, Any]],
+    folder: Path,
     clients: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write the functions' inputs where the ancestor had them: params/fl_server_init.json,
-    params/usage_num_clients.json (for the aggregator) and params/clients/client<i>.json.
+    """Write the functions' inputs, as the ancestor did: `init` and `usage` (for the aggregator) to their
+    files, those of the clients to `folder`/client<i>.json.
 
     The values are plain JSON without secrets. Inputs of clients that are no longer there are removed.
     """
-    write_json(folder / "fl_server_init.json", init)
-    write_json(folder / "usage_num_clients.json", usage)
+    for path, value in (init, usage):
+        write_json(path, value)
     written = set()
     for client, task in clients.items():
         numbered = NUMBERED_CLIENT.fullmatch(client)
         name = f"client{numbered[1]}.json" if numbered else f"{file_name(client)}.json"
         written.add(name)
-        write_json(folder / "clients" / name, task)
-    with _disk(folder / "clients"):
-        for path in (folder / "clients").glob("client*.json"):
+        write_json(folder / name, task)
+    with _disk(folder):
+        for path in folder.glob("client*.json"):
             if path.name not in written:
                 path.unlink()
 

@@ -121,6 +121,13 @@ _DEFINING_LIMITS = (
 )
 
 
+# As the ancestor named them.
+_PARAMS = {
+    "fl_server_init": "params/fl_server_init.json",
+    "fl_server_aggregator": "params/usage_num_clients.json",
+}
+
+
 class Placement(NamedTuple):
     """A client and where it lives."""
 
@@ -229,7 +236,7 @@ class Experiment(Config):
         """Where the inputs of `function` are written for people: a .json file, for clients a folder."""
         learning = self.learning
         written = self.function(self.learning_name, function, platform).params_file_path
-        usual = "params/clients/" if function == learning.client_function else f"params/{function}.json"
+        usual = "params/clients/" if function == learning.client_function else _PARAMS[function]
         return self._folder / (written or usual)
 
     def redacted(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from fedkeeper.keeper.engine import Engine, Pace
 from fedkeeper.keeper.invoking import Invoker
 from fedkeeper.keeper.recording import Record, Recorder
 from fedkeeper.keeper.runs import Start, plan_start
-from fedkeeper.keeper.tasks import TaskBook
+from fedkeeper.keeper.tasks import AGGREGATE_FUNCTION, INIT_FUNCTION, TaskBook
 from fedkeeper.logs import register_secret
 from fedkeeper.providers.base import Provider
 from fedkeeper.replication.base import Listener, Log
@@ -124,6 +124,9 @@ class ExperimentSession:
             applied = await self._log.propose(SubmitRun(spec=self._spec(name), at_ms=self.clock.now_ms()))
             if applied.rejected:
                 raise RunFailed(f"run {name} was not taken: {applied.rejected}")
+        orphans = await self._store.sweep(older_than_s=ORPHANS_OLDER_THAN_S)
+        if orphans:
+            log.info("removed blobs that a killed upload left", blobs=orphans)
         log.info("run resumed" if start.resumed else "run begun", run=name)
         self._report(name)
         self._conduct()
@@ -315,10 +318,17 @@ class ExperimentSession:
         init = encode(book.init_task(state, f"{run}/init/a0"))
         common = {"run": run, "data": init["data"], "model": init["model"]}
         training = encode(learning.training_spec())
+        server = self.experiment.cluster(learning.server_config.server_cluster_name).platform
+        client = self.experiment.placements()[0].cluster
         report.write_params(
-            self.experiment.folder / "params",
-            init=init,
-            usage={**common, "clients": [place.client for place in self.experiment.placements()]},
+            init=(self.experiment.params_path(INIT_FUNCTION, server), init),
+            usage=(
+                self.experiment.params_path(AGGREGATE_FUNCTION, server),
+                {**common, "clients": [place.client for place in self.experiment.placements()]},
+            ),
+            folder=self.experiment.params_path(
+                learning.client_function, self.experiment.cluster(client).platform
+            ),
             clients={
                 place.client: {
                     **common,

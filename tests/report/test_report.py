@@ -22,7 +22,14 @@ from fedkeeper.core.model import (
     RunSpec,
 )
 from fedkeeper.providers.base import Activation
-from fedkeeper.report import ACTIVATION_COLUMNS, ROUND_COLUMNS, Report, file_name, write_params
+from fedkeeper.report import (
+    ACTIVATION_COLUMNS,
+    ROUND_COLUMNS,
+    Report,
+    activation_row,
+    file_name,
+    write_params,
+)
 
 START_MS = 1_790_000_000_000  # 2026-09-21T14:13:20Z
 REF = ObjectRef(name="m-1/w1", sha256="0" * 64, nbytes=8)
@@ -126,7 +133,12 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-PLATFORMS = {"ow": "openwhisk"}
+def attempts(report, ended, *, activations=None):
+    """Hand `ended` attempts to the report, with what is known of their activations."""
+    known = activations or {}
+    report.activations(
+        activation_row(one, platform="openwhisk", activation=known.get(one.activation_id)) for one in ended
+    )
 
 
 def test_rounds_csv_has_a_row_per_committed_round_with_the_time_of_each_part(tmp_path):
@@ -173,7 +185,7 @@ def test_an_invocation_confirmed_after_its_update_makes_no_negative_time(tmp_pat
 
 def test_an_activation_row_tells_of_attempt_and_platform(tmp_path):
     """Cold or warm, billed time, memory, ISO times in UTC by the platform's clock."""
-    Report(tmp_path).attempts([attempt()], platforms=PLATFORMS, activations={"a" * 32: activation()})
+    attempts(Report(tmp_path), [attempt()], activations={"a" * 32: activation()})
 
     (row,) = rows(tmp_path / "activations.csv")
     assert tuple(row) == ACTIVATION_COLUMNS
@@ -201,10 +213,10 @@ def test_an_activation_row_tells_of_attempt_and_platform(tmp_path):
 
 def test_activations_are_merged_by_key_also_after_a_resume(tmp_path):
     """What a later keeper knows is added; what the first one knew is not erased."""
-    Report(tmp_path).attempts([attempt()], platforms=PLATFORMS, activations={"a" * 32: activation()})
+    attempts(Report(tmp_path), [attempt()], activations={"a" * 32: activation()})
     second = Report(tmp_path)
-    second.attempts([attempt()], platforms=PLATFORMS)
-    second.attempts([attempt("m-1/r1/client_1/a0", client="client_1")], platforms=PLATFORMS)
+    attempts(second, [attempt()])
+    attempts(second, [attempt("m-1/r1/client_1/a0", client="client_1")])
 
     first, other = rows(tmp_path / "activations.csv")
     assert (first["billed_ms"], first["start"]) == ("800", "2026-09-21T14:13:20.020Z")
@@ -215,10 +227,10 @@ def test_a_row_is_filled_in_when_its_activation_becomes_known(tmp_path):
     """Running first, then ended, in one row."""
     report = Report(tmp_path)
     running = attempt(status=AttemptStatus.RUNNING, ended_ms=0)
-    report.attempts([running], platforms=PLATFORMS)
+    attempts(report, [running])
     assert rows(tmp_path / "activations.csv")[0]["end"] == ""
 
-    report.attempts([attempt()], platforms=PLATFORMS, activations={"a" * 32: activation(cold=False)})
+    attempts(report, [attempt()], activations={"a" * 32: activation(cold=False)})
 
     (row,) = rows(tmp_path / "activations.csv")
     assert (row["status"], row["cold"], row["duration_ms"]) == ("ok", "warm", "800")
@@ -227,11 +239,11 @@ def test_a_row_is_filled_in_when_its_activation_becomes_known(tmp_path):
 def test_a_line_cut_short_by_a_crash_is_dropped_and_its_file_made_whole(tmp_path):
     """kill -9 in the middle of a write costs that row at most, and no other."""
     report = Report(tmp_path)
-    report.attempts([attempt()], platforms=PLATFORMS)
+    attempts(report, [attempt()])
     path = tmp_path / "activations.csv"
     path.write_text(path.read_text() + "m-1,1,client_9,open")
 
-    Report(tmp_path).attempts([attempt("m-1/r1/client_1/a0", client="client_1")], platforms=PLATFORMS)
+    attempts(Report(tmp_path), [attempt("m-1/r1/client_1/a0", client="client_1")])
 
     assert [row["client"] for row in rows(path)] == ["client_0", "client_1"]
 
@@ -239,14 +251,14 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_its_file_made_whole(tmp_path
 def test_a_full_disk_is_said_once_and_the_next_write_is_complete(tmp_path, capsys):
     """/dev/full stands for the disk: nothing is raised, one warning, and later no row is missing."""
     report = Report(tmp_path)
-    report.attempts([attempt()], platforms=PLATFORMS)
+    attempts(report, [attempt()])
     path = tmp_path / "activations.csv"
     path.unlink()
     path.symlink_to("/dev/full")
-    report.attempts([attempt("m-1/r1/client_1/a0", client="client_1")], platforms=PLATFORMS)
+    attempts(report, [attempt("m-1/r1/client_1/a0", client="client_1")])
     path.unlink()
 
-    report.attempts([attempt("m-1/r1/client_2/a0", client="client_2")], platforms=PLATFORMS)
+    attempts(report, [attempt("m-1/r1/client_2/a0", client="client_2")])
 
     assert [row["client"] for row in rows(path)] == ["client_0", "client_1", "client_2"]
     said = capsys.readouterr().err
@@ -261,13 +273,13 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path, capsys):
     report = Report(folder)
     for _ in range(3):
         report.rounds(run_with(record(1)))
-        report.attempts([attempt()], platforms=PLATFORMS)
+        attempts(report, [attempt()])
         report.config({"name": "m"})
     assert capsys.readouterr().err.count("Warning") == 1
 
     folder.unlink()
     report.rounds(run_with(record(1)))
-    report.attempts([], platforms=PLATFORMS)
+    attempts(report, [])
     report.config({"name": "m"})
 
     assert len(rows(folder / "rounds.csv")) == len(rows(folder / "activations.csv")) == 1
@@ -277,7 +289,7 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path, capsys):
 def test_reasons_with_line_ends_and_quotes_stay_one_line(tmp_path):
     """A traceback as a reason must not tear the table."""
     failed = attempt(status=AttemptStatus.FAILED, reason='Traceback:\n  File "x", line 1\nValueError: a, b')
-    Report(tmp_path).attempts([failed], platforms=PLATFORMS)
+    attempts(Report(tmp_path), [failed])
 
     assert len((tmp_path / "activations.csv").read_text().splitlines()) == 2
     (row,) = rows(tmp_path / "activations.csv")
@@ -314,8 +326,8 @@ def test_registered_secrets_are_in_no_file(tmp_path):
     report.config({"password": "hunter2-secret"})
     report.function_log("k", activation(logs=("my password is hunter2-secret",)))
     failed = attempt(status=AttemptStatus.FAILED, reason="refused hunter2-secret")
-    report.attempts([failed], platforms=PLATFORMS)
-    report.attempts([attempt("k2", reason="also hunter2-secret")], platforms=PLATFORMS)
+    attempts(report, [failed])
+    attempts(report, [attempt("k2", reason="also hunter2-secret")])
 
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 3
@@ -323,16 +335,16 @@ def test_registered_secrets_are_in_no_file(tmp_path):
     assert all("***" in text for text in written)
 
 
-def test_params_are_where_the_ancestor_had_them(tmp_path):
+def test_params_are_written_whole(tmp_path):
     """And inputs of clients that are no longer there are gone; other files are not touched."""
     (tmp_path / "clients").mkdir()
     (tmp_path / "clients" / "client7.json").write_text("{}")
     (tmp_path / "README.md").write_text("keep me")
 
     write_params(
-        tmp_path,
-        init={"run": "m-1"},
-        usage={"clients": ["client_0"]},
+        init=(tmp_path / "fl_server_init.json", {"run": "m-1"}),
+        usage=(tmp_path / "usage_num_clients.json", {"clients": ["client_0"]}),
+        folder=tmp_path / "clients",
         clients={"client_0": {"client": "client_0"}},
     )
 
