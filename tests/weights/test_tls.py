@@ -1,6 +1,6 @@
 """TLS to a mongod that demands it: the configured CA is trusted, no other; plain text is refused."""
 
-from __future__ import annotations
+from __future__ import gc
 
 import datetime
 import ipaddress
@@ -107,6 +107,7 @@ async def test_the_configured_ca_is_trusted(tls_address):
     objects.close()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("other", ["", "another"])
 async def test_another_ca_is_refused_at_once(tls_address, other):
     """Neither the system's certificates nor somebody else's CA vouch for this server."""
@@ -119,6 +120,7 @@ async def test_another_ca_is_refused_at_once(tls_address, other):
         await updates.ping()
     await updates.close()
     objects.close()
+    gc.collect()  # pymongo's monitor drops the socket of a failed handshake unclosed: here, not in another test
 
 
 async def test_plain_text_is_not_taken(tls_address):
