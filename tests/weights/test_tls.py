@@ -1,8 +1,9 @@
 """TLS to a mongod that demands it: the configured CA is trusted, no other; plain text is refused."""
 
-from __future__ import gc
+from __future__ import annotations
 
 import datetime
+import gc
 import ipaddress
 import socket
 import subprocess
@@ -120,7 +121,7 @@ async def test_another_ca_is_refused_at_once(tls_address, other):
         await updates.ping()
     await updates.close()
     objects.close()
-    gc.collect()  # pymongo's monitor drops the socket of a failed handshake unclosed: here, not in another test
+    gc.collect()  # pymongo's monitor leaves the socket of a failed handshake to it: here, not in another test
 
 
 async def test_plain_text_is_not_taken(tls_address):
