@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
+from hypothesis import Phase as HypothesisPhase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,22 +93,22 @@ def test_time_alone_ends_every_run(history):
     assert next_due_ms(state) is None
 
 
+class DeepEnoughError(Exception):
+    """Every phase and several rounds were met."""
+
+
 def test_the_histories_go_deep():
     """They reach every phase and several rounds, or the properties above would prove little."""
     reached = set()
 
-    def deep_enough() -> bool:
-        phases, rounds = {phase for phase, _ in reached}, {number for _, number in reached}
-        return phases == set(Phase) and {0, 1, 2, 3} <= rounds
-
-    # Many: what is drawn also depends on constants in whatever modules other tests have imported.
-    @settings(max_examples=400, derandomize=True)
+    @settings(max_examples=400, derandomize=True, phases=[HypothesisPhase.generate])
     @given(histories)
     def collect(history):
-        if deep_enough():
-            return
         for one in play(history)[1]:
             reached.update((run.phase, len(run.history)) for run in one.state.runs.values())
+        phases, rounds = {phase for phase, _ in reached}, {number for _, number in reached}
+        if phases == set(Phase) and {0, 1, 2, 3} <= rounds:
+            raise DeepEnoughError
 
-    collect()
-    assert deep_enough(), reached
+    with pytest.raises(DeepEnoughError):
+        collect()
