@@ -29,6 +29,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedkeeper.errors import PortTaken, ServiceError
 
 _POLL_S = 0.02
@@ -136,7 +138,7 @@ async def attach(
         while True:
             if _held(folder / f"{name}.lock"):
                 told = _read(folder / f"{name}.json")
-                if told:
+                if told and _lives(int(told["pid"])):
                     return Running(folder, name, lease, told["info"], None, again)
             else:
                 child = await _start(folder, name, argv, environment, limit)
@@ -305,6 +307,14 @@ async def wait_until_unused(folder: Path, name: str, *, linger_s: float, busy: C
 
 
 # --- files ---------------------------------------------------------------------------------------
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs; one that was killed may hold its lock for a moment longer."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _make(folder: Path) -> None:
