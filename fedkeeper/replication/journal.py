@@ -81,8 +81,10 @@ class Journal:
                     state = _replay(apply, state, record)
                     self.entries += 1
             self._seq = max(snapshot_seq, last_seq)
-            # What a killed process wrote may still be in memory only, and is relied upon from now on.
+            # What a killed process wrote, or put in place, may still be in memory only, and is relied upon
+            # from now on.
             self._sync(self._fd)
+            self._sync_folder(self.folder)
             if last_seq < snapshot_seq:
                 self._renew(snapshot_seq)
         return state

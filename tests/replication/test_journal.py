@@ -122,6 +122,22 @@ def test_everything_is_on_disk_before_the_next_step(tmp_path, monkeypatch):
 # --- crashes ------------------------------------------------------------------------------------
 
 
+def test_what_a_killed_process_put_in_place_is_durable_before_it_is_relied_upon(tmp_path, monkeypatch):
+    """Killed between a rename and the sync of its folder: the next start syncs both first."""
+    write(tmp_path, 3, compact_after=3)  # its renames are in the folder, as a killed process leaves them
+    synced, fsync = [], os.fsync
+
+    def spy(fd):
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    with closing(Journal(tmp_path)) as journal:
+        synced.clear()  # what making the folder synced
+        journal.load(toy.apply)
+        assert synced == [tmp_path / "journal.jsonl", tmp_path]
+
+
 def test_a_batch_that_was_cut_off_anywhere_is_cut_off_whole_records_kept(tmp_path):
     """Every length that a killed process may leave opens, with a warning, and can be written on."""
     write(tmp_path, 2, 2)
