@@ -21,6 +21,12 @@ FedKeeperError
   + JournalDamaged             a record that is not the last one does not check
   + JournalFull                no space, or not writable
   + JournalUnconfirmed         may be on disk, and may not (definite = False)
++ ClusterError                 the keepers among themselves
+  + NoLeader                   no leader in time, or no majority: nothing was proposed
+  + OutcomeUnknown             proposed, no answer in time: it may be in the log (definite = False)
+  + KeeperStopped              this keeper's log has stopped (disk, damage, removed)
+  + MembershipRefused          a change of the members that would not be safe now
++ ApiError                     a keeper's HTTP API refused, or could not be reached
 + ServiceError                 an embedded service (mongod, fabric) did not start
   + PortTaken                  the configured port is in use
 + RunError                     the run ended without reaching its end
@@ -150,6 +156,36 @@ class JournalUnconfirmed(JournalError):
     """The disk did not say whether a command is on it: the next start will tell."""
 
     definite = False
+
+
+class ClusterError(FedKeeperError):
+    """The keepers among themselves."""
+
+
+class NoLeader(ClusterError):
+    """There was no leader in time, or no majority: nothing was proposed."""
+
+
+class OutcomeUnknown(ClusterError):
+    """Proposed, and no answer came in time: it may be in the log, or come to be."""
+
+    definite = False
+
+
+class KeeperStopped(ClusterError):
+    """This keeper's log takes nothing more: its disk failed, its files are damaged, or it was removed."""
+
+
+class MembershipRefused(ClusterError):
+    """The members are not changed: another change is under way, or no majority would be safe."""
+
+
+class ApiError(FedKeeperError):
+    """A keeper's HTTP API refused, or could not be reached. `status`: HTTP, where there was one."""
+
+    def __init__(self, problem: str, *, status: int | None = None, hint: str = "") -> None:
+        super().__init__(problem, hint=hint)
+        self.status = status
 
 
 class ServiceError(FedKeeperError):

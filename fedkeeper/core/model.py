@@ -41,6 +41,8 @@ class RunSpec:
     server_timeout_ms: int  # one attempt of fl_server_init or fl_server_aggregator
     round_timeout_ms: int  # of the training phase; 0: no limit but the attempts' own
     retry_backoff_ms: int  # before the second attempt; doubles with each further one
+    deploy_timeout_ms: int = 0  # one attempt to deploy the functions; 0: they are there already
+    book: str = ""  # what the functions are told beyond this, JSON; the core only carries it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Update:
 class Phase(StrEnum):
     """Where a run stands."""
 
+    DEPLOYING = "deploying"
     INITIALISING = "initialising"
     TRAINING = "training"
     AGGREGATING = "aggregating"
@@ -78,6 +81,7 @@ class Phase(StrEnum):
 class Kind(StrEnum):
     """What an effect is for."""
 
+    DEPLOY = "deploy"
     INIT = "init"
     TRAIN = "train"
     AGGREGATE = "aggregate"
@@ -99,7 +103,7 @@ class AttemptStatus(StrEnum):
 class Attempt:
     """One invocation of one function for one purpose; `key` names it everywhere."""
 
-    key: str  # "mnist-1/r3/client_7/a0", "mnist-1/init/a0", "mnist-1/r3/aggregate/s0/a0"
+    key: str  # "mnist-1/r3/client_7/a0", "mnist-1/deploy/a0", "mnist-1/init/a0", "mnist-1/r3/aggregate/s0/a0"
     kind: Kind
     run: str
     round: int  # 0 for init
@@ -160,17 +164,56 @@ class Run:
     trained_ms: int = 0
     ended_ms: int = 0
     reason: str = ""  # why it failed or was stopped
+    urls: Mapping[str, str] = field(default_factory=dict)  # of clients on the invoker route, once deployed
+    deployed: str = ""  # what the deployment did, for people: "13 created"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperInfo:
+    """What the cluster knows of one of its keepers."""
+
+    name: str  # "k1"
+    api: str  # base URL of its HTTP API
+    version: int  # newest version of commands that it reads, see replication.codec
+    alive: bool = True  # False from KeeperLost until its next KeeperStarted or KeeperMeasured
+    started_ms: int = 0
+    seen_ms: int = 0
+    reason: str = ""  # why it counts as lost
+    latencies: Mapping[str, float] = field(default_factory=dict)  # ms, by "keeper/k2", "cluster/ow_here"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A value of the users' dictionary."""
+
+    value: str  # JSON
+    version: int  # State.kv_version of the write: what compare-and-set compares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of a request that its client may send again: the same, then."""
+
+    version: int  # of the write; 0 if it was rejected
+    rejected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """Everything that is replicated."""
 
-    now_ms: int = 0  # running maximum of the commands' times
+    now_ms: int = 0  # running maximum of the times of the leader's and the conductor's commands
     epoch: int = 0
     conductor: str = ""
+    conductor_why: str = ""  # why this keeper conducts, for people
+    conductor_since_ms: int = 0
+    conductor_rounds: int = 0  # committed since it took over
+    pinned: bool = False  # chosen by hand: placement does not move it while it lives
     runs: Mapping[str, Run] = field(default_factory=dict)
-    kv: Mapping[str, str] = field(default_factory=dict)  # the users' dictionary
+    keepers: Mapping[str, KeeperInfo] = field(default_factory=dict)
+    kv: Mapping[str, Entry] = field(default_factory=dict)  # the users' dictionary
+    kv_version: int = 0  # writes so far
+    answered: Mapping[str, Answer] = field(default_factory=dict)  # by request, the latest ANSWERS_MAX
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -178,11 +221,17 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimConductor:
-    """Become the one that acts, by compare-and-set on the epoch."""
+    """Make `keeper` the one that acts, by compare-and-set on the epoch.
+
+    Proposed by the leader: for itself, or for the keeper that placement or a user chose. Every change of the
+    conductor is a new epoch; what was made under an older one is rejected.
+    """
 
     keeper: str
     expected_epoch: int
     at_ms: int
+    why: str = ""  # for people
+    pinned: bool = False  # by hand: stays until this keeper is lost, or a claim without it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +256,17 @@ class ForgetRun:
     """Drop a run that has ended."""
 
     run: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionsDeployed:
+    """Every function of the run is on its platform."""
+
+    key: str
+    urls: Mapping[str, str]  # where clients on the invoker route are invoked, by client
+    summary: str  # "13 created"
+    epoch: int
     at_ms: int
 
 
@@ -288,11 +348,69 @@ class Tick:
     at_ms: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperStarted:
+    """A keeper is up and says where and what it is. Its clock has no say: `at_ms` moves nothing."""
+
+    keeper: str
+    api: str
+    version: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperMeasured:
+    """A keeper's latencies; it is alive. Its clock has no say."""
+
+    keeper: str
+    latencies: Mapping[str, float]  # ms, by "keeper/k2", "cluster/ow_here"
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperLost:
+    """The leader does not hear this keeper any more. Conducting ends by a claim, not by this."""
+
+    keeper: str
+    reason: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperRemoved:
+    """A keeper is no longer a member: forget what is known of it."""
+
+    keeper: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutValue:
+    """Set a value of the users' dictionary. With `expected`, by compare-and-set on the entry's version."""
+
+    name: str
+    value: str  # JSON
+    expected: int | None = None  # version; 0: it must not be there; None: whatever is there
+    request: str = ""  # the same request again is answered as the first time; empty: not looked for
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteValue:
+    """Delete a value. Rejected if it is not there, or has another version than `expected`."""
+
+    name: str
+    expected: int | None = None
+    request: str = ""
+    at_ms: int
+
+
 Command = (
     ClaimConductor
     | SubmitRun
     | StopRun
     | ForgetRun
+    | FunctionsDeployed
     | InvocationSent
     | InvocationFailed
     | WeightsInitialised
@@ -300,6 +418,12 @@ Command = (
     | RoundAggregated
     | UpdatesRefused
     | Tick
+    | KeeperStarted
+    | KeeperMeasured
+    | KeeperLost
+    | KeeperRemoved
+    | PutValue
+    | DeleteValue
 )
 
 # --- intents -------------------------------------------------------------------------------------
@@ -307,7 +431,7 @@ Command = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoke:
-    """Invoke the function for this attempt; it is in the outbox of its run under `key`."""
+    """Carry this attempt out: deploy, or invoke its function. It is in the outbox of its run under `key`."""
 
     run: str
     key: str

@@ -1,0 +1,108 @@
+"""`keepers`: the processes that keep the FL state together, under Raft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+
+from fedkeeper.config.base import ExistingPath, Name, Number, Section, Text, empty
+
+
+class Tls(Section):
+    """Certificates of one keeper: every side shows one, and trusts those that the CA signed."""
+
+    ca_file: ExistingPath = Field(description="PEM file of the CA that signed all keepers' certificates")
+    cert_file: ExistingPath = Field(description="PEM file of this keeper's certificate")
+    key_file: ExistingPath = Field(description="PEM file of its private key")
+
+
+class Member(Section):
+    """A keeper on a host of its own."""
+
+    raft: Text = Field(description="host:port that the other keepers reach it at")
+    raft_bind: Text = Field(default="", description="host:port to listen on; default: that of raft")
+    api: Text = Field(description="base URL of its API, https://host:port, or http:// on loopback")
+    api_bind: Text = Field(default="", description="host:port to listen on; default: that of api")
+
+
+class Api(Section):
+    """The HTTP API of each keeper. Off loopback it needs TLS and tokens."""
+
+    cert_file: ExistingPath | None = Field(default=None, description="PEM file of this keeper's certificate")
+    key_file: ExistingPath | None = Field(default=None, description="PEM file of its private key")
+    ca_file: ExistingPath | None = Field(
+        default=None, description="CA to trust when calling keepers, where the system's do not know it"
+    )
+    reader_token: SecretStr | None = Field(default=None, description="token of those who may read")
+    operator_token: SecretStr | None = Field(
+        default=None, description="token of those who may also submit, stop, write and change members"
+    )
+    requests_in_flight_max: Annotated[PositiveInt, Number] = Field(
+        default=256, description="requests worked on at once (count); further ones get 503"
+    )
+    body_bytes_max: Annotated[PositiveInt, Number] = Field(
+        default=16 * 1024 * 1024, description="largest body of a request (bytes)"
+    )
+    request_timeout_s: Annotated[PositiveFloat, Number] = Field(
+        default=10.0, description="one request, the wait for a leader included (seconds)"
+    )
+
+
+class Keepers(Section):
+    """`keepers`: several processes that replicate the FL state; the death of any one costs nothing."""
+
+    embedded: bool = Field(default=True, description="run them here, as children of `-s`, on loopback")
+    count: Annotated[PositiveInt, Number, Field(le=7)] = Field(
+        default=3, description="embedded keepers (count, 1 to 7)"
+    )
+    members: Mapping[Name, Member] = Field(
+        default_factory=dict, description="keepers on hosts of their own, by name (1 to 7); not if embedded"
+    )
+    secret: SecretStr | None = Field(
+        default=None, description="shared by all keepers, proves one to the other; generated if embedded"
+    )
+    tls: Tls | None = Field(default=None, description="mutual TLS between keepers, instead of the secret")
+    api: Api = Field(default_factory=empty, description="the HTTP API of each keeper")
+    placement: Literal["raft", "latency", "rotate"] = Field(
+        default="raft",
+        description="who conducts: `raft`: the leader; `latency`: the keeper nearest to the others and to the"
+        " clusters; `rotate`: each in turn",
+    )
+    latency_gain: Annotated[PositiveFloat, Number, Field(le=1)] = Field(
+        default=0.3,
+        description="for `latency`: better by this part (0..1), another one takes over",
+    )
+    measure_s: Annotated[PositiveFloat, Number] = Field(
+        default=10.0, description="pause between two measurements of the latencies (seconds)"
+    )
+    rotate_s: Annotated[float, Number, Field(ge=0)] = Field(
+        default=0.0, description="for `rotate`: time that a keeper conducts (seconds); 0: no limit in time"
+    )
+    rotate_rounds: Annotated[NonNegativeInt, Number] = Field(
+        default=1, description="for `rotate`: rounds that a keeper conducts (count); 0: no limit in rounds"
+    )
+    timing: Literal["fast", "steady", "patient"] = Field(
+        default="steady",
+        description="how soon a silent leader is replaced (elections after 50 to 100, 150 to 300 or 1000 to"
+        " 2000 ms of silence); a dead one is replaced at once in any case",
+    )
+    lease_s: Annotated[PositiveFloat, Number] = Field(
+        default=1.5,
+        description="a conductor that has had no commit confirmed for this long stops acting (seconds)",
+    )
+    propose_timeout_s: Annotated[PositiveFloat, Number] = Field(
+        default=10.0, description="a command, from proposal to confirmation (seconds)"
+    )
+    fsync: Literal["group", "off"] = Field(
+        default="group",
+        description="group: commands that arrive together share one fsync before they count; off: a power cut"
+        " may lose what was acknowledged (only where that does not matter)",
+    )
+    snapshot_every: Annotated[PositiveInt, Number, Field(ge=100)] = Field(
+        default=10_000, description="commands between two snapshots of the state (count)"
+    )
+    kv_bytes_max: Annotated[PositiveInt, Number] = Field(
+        default=64 * 1024 * 1024, description="the users' dictionary in all (bytes)"
+    )
