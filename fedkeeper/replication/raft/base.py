@@ -49,7 +49,7 @@ class Receiver(Protocol):
 
 
 class Network(Protocol):
-    """Connections to the other keepers. At most once, in order while a connection lasts, no guarantee else."""
+    """Connections to the other keepers. At most once, in order while a connection lasts, nothing else."""
 
     def open(self, receiver: Receiver) -> None:
         """Listen, and connect to the peers; on the running loop of this thread."""
