@@ -1,1 +1,1 @@
-"""Measurements that anyone can run: `python -m benchmarks.NAME --help`. They print ratios, not times alone."""
+"""Measurements for anyone to run: `python -m benchmarks.NAME --help`. They print ratios, not times alone."""
