@@ -83,6 +83,13 @@ class Disk(Protocol):
     rename after `sync_folder`; simulated disks lose anything else.
     """
 
+    def claim(self, folder: Path) -> None:
+        """Make the folder (0700) and its parents, and hold it until `close`, or until this process ends.
+
+        BlockingIOError, which names the process, if another one holds it.
+        """
+        ...
+
     def read(self, path: Path) -> bytes:
         """The whole file. FileNotFoundError if it is not there."""
         ...
@@ -108,7 +115,7 @@ class Disk(Protocol):
         ...
 
     def names(self, folder: Path) -> Collection[str]:
-        """What is in the folder; nothing if it is not there."""
+        """Its files; nothing if it is not there."""
         ...
 
     def sync_folder(self, folder: Path) -> None:
@@ -116,5 +123,5 @@ class Disk(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of open files."""
+        """Let go of open files, and of the claimed folder; again is harmless."""
         ...
