@@ -27,6 +27,10 @@ FedKeeperError
   + KeeperStopped              this keeper's log has stopped (disk, damage, removed)
   + MembershipRefused          a change of the members that would not be safe now
 + ApiError                     a keeper's HTTP API refused, or could not be reached
+  + ApiRefused                 no token, a wrong one, or one that may only read (401, 403)
+  + NotThere                   no such entry, run or route (404)
+  + Rejected                   the replicated state does not allow it (409): compare-and-set, a name in use
+  + KeeperBusy                 nothing was begun (429, 503); `retry_after_s` says when to come back
 + ServiceError                 an embedded service (mongod, fabric) did not start
   + PortTaken                  the configured port is in use
 + RunError                     the run ended without reaching its end
@@ -186,6 +190,28 @@ class ApiError(FedKeeperError):
     def __init__(self, problem: str, *, status: int | None = None, hint: str = "") -> None:
         super().__init__(problem, hint=hint)
         self.status = status
+
+
+class ApiRefused(ApiError):
+    """No token, a wrong one (401), or one that may only read (403)."""
+
+
+class NotThere(ApiError):
+    """No entry, run or route of that name (404)."""
+
+
+class Rejected(ApiError):
+    """The replicated state does not allow it (409): another version, a name in use, a run that has ended."""
+
+
+class KeeperBusy(ApiError):
+    """Too much at once, and nothing was begun. `retry_after_s`: seconds until it is worth another try."""
+
+    def __init__(
+        self, problem: str, *, status: int | None = 503, retry_after_s: float = 1.0, hint: str = ""
+    ) -> None:
+        super().__init__(problem, status=status, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class ServiceError(FedKeeperError):

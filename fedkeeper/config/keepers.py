@@ -45,8 +45,33 @@ class Api(Section):
     body_bytes_max: Annotated[PositiveInt, Number] = Field(
         default=16 * 1024 * 1024, description="largest body of a request (bytes)"
     )
+    value_bytes_max: Annotated[PositiveInt, Number] = Field(
+        default=1024 * 1024, description="largest value of the dictionary, as JSON (bytes)"
+    )
+    header_bytes_max: Annotated[PositiveInt, Number] = Field(
+        default=16 * 1024, description="longest line of a request's head (bytes)"
+    )
+    connections_max: Annotated[PositiveInt, Number] = Field(
+        default=1024, description="open connections (count); further ones are closed at once"
+    )
+    idle_s: Annotated[PositiveFloat, Number] = Field(
+        default=75.0, description="a connection without a request for this long is closed (seconds)"
+    )
     request_timeout_s: Annotated[PositiveFloat, Number] = Field(
         default=10.0, description="one request, the wait for a leader included (seconds)"
+    )
+    streams_max: Annotated[PositiveInt, Number] = Field(
+        default=64, description="streams of events at once (count); further ones get 503"
+    )
+    events_s: Annotated[PositiveFloat, Number] = Field(
+        default=0.1,
+        description="least time between two events of a stream (seconds); changes between are one",
+    )
+    keep_alive_s: Annotated[PositiveFloat, Number] = Field(
+        default=1.0, description="a stream without news says that it is there this often (seconds)"
+    )
+    stall_s: Annotated[PositiveFloat, Number] = Field(
+        default=10.0, description="a reader of a stream that takes nothing for this long is dropped (seconds)"
     )
 
 

@@ -392,6 +392,8 @@ class PutValue:
     value: str  # JSON
     expected: int | None = None  # version; 0: it must not be there; None: whatever is there
     request: str = ""  # the same request again is answered as the first time; empty: not looked for
+    fence: str = ""  # an entry that must have `fence_version`, or this is rejected: a lock that was lost
+    fence_version: int = 0
     at_ms: int
 
 
@@ -402,6 +404,8 @@ class DeleteValue:
     name: str
     expected: int | None = None
     request: str = ""
+    fence: str = ""
+    fence_version: int = 0
     at_ms: int
 
 
