@@ -22,6 +22,7 @@ from pydantic import (
 from fedkeeper.config.base import ConfigPath, Name, Number, Section, empty, near
 from fedkeeper.config.files import find
 from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
+from fedkeeper.config.keepers import Keepers
 from fedkeeper.config.providers import AnyCluster, Providers
 from fedkeeper.config.redaction import Scrubber, without_query
 from fedkeeper.config.scenario import ClientsInfo, Learning, Limits, Scenario, scenario_class
@@ -34,7 +35,7 @@ class Embedded(Section):
     """`embedded`: settings of the parts that run here, whichever are embedded."""
 
     data_dir: ConfigPath = Field(
-        default=Path(".fedkeeper"), description="folder of mongod's and the fabric's data"
+        default=Path(".fedkeeper"), description="folder of mongod's, the fabric's and the keepers' data"
     )
     fabric_port: Annotated[NonNegativeInt, Number, Field(le=65_535)] = Field(
         default=0, description="port of the embedded platforms; 0: any free one"
@@ -45,7 +46,7 @@ class Embedded(Section):
         " TensorFlow, so that the memory really used is far less",
     )
     linger_s: Annotated[PositiveFloat, Number] = Field(
-        default=60.0, description="how long embedded services outlive a keeper that was killed (seconds)"
+        default=60.0, description="how long embedded services outlive the last one who used them (seconds)"
     )
     start_timeout_s: Annotated[PositiveFloat, Number] = Field(
         default=60.0, description="how long an embedded service may take to start (seconds)"
@@ -94,6 +95,9 @@ class Config(Section):
         default_factory=empty, description="settings of the parts that run on this machine"
     )
     logs: Logs = Field(default_factory=empty, description="what is written down, and where")
+    keepers: Keepers = Field(
+        default_factory=empty, description="the processes that keep the runs' state and conduct them"
+    )
     providers: Providers = Field(description="the FaaS platforms and their clusters")
     scenarios: Annotated[Mapping[str, AnyScenario], Field(min_length=1)] = Field(
         description="what to do: the one with clients_info is learned, others only have functions"
@@ -163,6 +167,11 @@ class Experiment(Config):
     def warnings(self) -> tuple[str, ...]:
         """What the file says that is outdated or unwise, and what to write instead."""
         return self._warnings
+
+    @property
+    def keepers_folder(self) -> Path:
+        """Where the keepers of this experiment have their data, each in a folder of its name."""
+        return (self.keepers.data_dir or self.embedded.data_dir / "keepers") / self.name
 
     def clusters(self) -> dict[str, AnyCluster]:
         """All clusters by name: OpenWhisk's, then Google's, each in the file's order."""

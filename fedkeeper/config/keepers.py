@@ -2,42 +2,77 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
-from fedkeeper.config.base import ExistingPath, Name, Number, Section, Text, empty
+from fedkeeper.config.base import ConfigPath, Name, Number, Section, Text, empty
+from fedkeeper.config.providers import api_host
+
+KEEPERS_MAX = 7
+_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
+
+
+def host_and_port(value: str) -> tuple[str, int]:
+    """`k1.example.org:7000` or `[::1]:7000` in its parts. ValueError says what to write."""
+    found = _HOST_PORT.fullmatch(value)
+    if found is None or not 0 < int(found[2]) < 65_536:
+        raise ValueError("is not an address; write host:port, e.g. k1.example.org:7000")
+    return found[1].strip("[]"), int(found[2])
+
+
+def _host_port(value: str) -> str:
+    if value:
+        host_and_port(value)
+    return value
+
+
+HostPort = Annotated[Text, AfterValidator(_host_port)]
+ApiUrl = Annotated[Text, AfterValidator(api_host)]
+
+# The files of these two are looked at when a keeper starts, and only there: one config serves all hosts.
 
 
 class Tls(Section):
     """Certificates of one keeper: every side shows one, and trusts those that the CA signed."""
 
-    ca_file: ExistingPath = Field(description="PEM file of the CA that signed all keepers' certificates")
-    cert_file: ExistingPath = Field(description="PEM file of this keeper's certificate")
-    key_file: ExistingPath = Field(description="PEM file of its private key")
+    ca_file: ConfigPath = Field(description="PEM file of the CA that signed all keepers' certificates")
+    cert_file: ConfigPath = Field(description="PEM file of this keeper's certificate")
+    key_file: ConfigPath = Field(description="PEM file of its private key")
 
 
 class Member(Section):
     """A keeper on a host of its own."""
 
-    raft: Text = Field(description="host:port that the other keepers reach it at")
-    raft_bind: Text = Field(default="", description="host:port to listen on; default: that of raft")
-    api: Text = Field(description="base URL of its API, https://host:port, or http:// on loopback")
-    api_bind: Text = Field(default="", description="host:port to listen on; default: that of api")
+    raft: Annotated[HostPort, Field(min_length=3)] = Field(
+        description="host:port that the other keepers reach it at"
+    )
+    raft_bind: HostPort = Field(default="", description="host:port to listen on; default: that of raft")
+    api: ApiUrl = Field(description="base URL of its API, https://host:port, or http:// on loopback")
+    api_bind: HostPort = Field(default="", description="host:port to listen on; default: that of api")
 
 
 class Api(Section):
     """The HTTP API of each keeper. Off loopback it needs TLS and tokens."""
 
-    cert_file: ExistingPath | None = Field(default=None, description="PEM file of this keeper's certificate")
-    key_file: ExistingPath | None = Field(default=None, description="PEM file of its private key")
-    ca_file: ExistingPath | None = Field(
+    cert_file: ConfigPath | None = Field(default=None, description="PEM file of this keeper's certificate")
+    key_file: ConfigPath | None = Field(default=None, description="PEM file of its private key")
+    ca_file: ConfigPath | None = Field(
         default=None, description="CA to trust when calling keepers, where the system's do not know it"
     )
-    reader_token: SecretStr | None = Field(default=None, description="token of those who may read")
+    reader_token: SecretStr | None = Field(
+        default=None, description="token of those who may read; better `${FEDKEEPER_TOKEN}`"
+    )
+    reader_token_file: ConfigPath | None = Field(
+        default=None, description="file that holds `reader_token`, instead of it"
+    )
     operator_token: SecretStr | None = Field(
         default=None, description="token of those who may also submit, stop, write and change members"
+    )
+    operator_token_file: ConfigPath | None = Field(
+        default=None, description="file that holds `operator_token`, instead of it"
     )
     requests_in_flight_max: Annotated[PositiveInt, Number] = Field(
         default=256, description="requests worked on at once (count); further ones get 503"
@@ -78,15 +113,24 @@ class Api(Section):
 class Keepers(Section):
     """`keepers`: several processes that replicate the FL state; the death of any one costs nothing."""
 
-    embedded: bool = Field(default=True, description="run them here, as children of `-s`, on loopback")
-    count: Annotated[PositiveInt, Number, Field(le=7)] = Field(
-        default=3, description="embedded keepers (count, 1 to 7)"
-    )
     members: Mapping[Name, Member] = Field(
         default_factory=dict, description="keepers on hosts of their own, by name (1 to 7); not if embedded"
     )
+    embedded: bool = Field(
+        default_factory=lambda known: not known.get("members"),
+        description="run them on this machine, started by `-s`, on loopback; true unless there are members",
+    )
+    count: Annotated[PositiveInt, Number, Field(le=KEEPERS_MAX)] = Field(
+        default=3, description="embedded keepers, k1 and so on (count, 1 to 7); 1 is the lightest way"
+    )
+    data_dir: ConfigPath | None = Field(
+        default=None, description="folder of the keepers' data; default: keepers below embedded.data_dir"
+    )
     secret: SecretStr | None = Field(
         default=None, description="shared by all keepers, proves one to the other; generated if embedded"
+    )
+    secret_file: ConfigPath | None = Field(
+        default=None, description="file that holds `secret`, instead of it"
     )
     tls: Tls | None = Field(default=None, description="mutual TLS between keepers, instead of the secret")
     api: Api = Field(default_factory=empty, description="the HTTP API of each keeper")
@@ -131,3 +175,9 @@ class Keepers(Section):
     kv_bytes_max: Annotated[PositiveInt, Number] = Field(
         default=64 * 1024 * 1024, description="the users' dictionary in all (bytes)"
     )
+
+    def names(self) -> tuple[str, ...]:
+        """All keepers' names, `k1` first."""
+        return (
+            tuple(f"k{number + 1}" for number in range(self.count)) if self.embedded else tuple(self.members)
+        )

@@ -12,6 +12,7 @@ from fedkeeper.config.ancestor import Upgrade
 from fedkeeper.config.experiment import Config, Experiment
 from fedkeeper.config.faults import Fault, inspect
 from fedkeeper.config.files import ROOTS, shipped
+from fedkeeper.config.keeper_rules import unwise
 from fedkeeper.config.providers import OpenWhiskCluster
 from fedkeeper.config.redaction import Scrubber
 from fedkeeper.config.rules import RULES
@@ -103,6 +104,7 @@ def _error(path: Path, faults: Iterable[Fault], lines: Mapping[str, int], scrub:
 
 def _unwise(experiment: Experiment) -> Iterable[str]:
     """What is allowed and should be known each time."""
+    yield from unwise(experiment)
     for name, cluster in experiment.clusters().items():
         if isinstance(cluster, OpenWhiskCluster) and not cluster.tls_verify:
             yield f"providers.{cluster.platform}.{name}.tls_verify: {_UNVERIFIED}"

@@ -24,11 +24,13 @@ This page is made from the models in `fedkeeper/config/` (a test sees to it): do
 
 - Relative paths are relative to the file. What is not beside it is looked for among the shipped files.
 - `${NAME}` in any text is taken from the environment; `$${` stands for the characters themselves.
-- `password`, `ow_auth` and `private_key` may come from a file instead: `password_file: path`.
+- `password`, `ow_auth`, `private_key`, `secret`, `reader_token` and `operator_token` may come from a file
+  instead: `password_file: path`.
 - Numbers may be written as text. Memory: `2048` (MB), `2048MB`, `2Gi`. Times: `300s`, `5m`, `300000ms`;
   a bare `timeout` is milliseconds on OpenWhisk and seconds on Google, as those platforms have it.
 - A run that is resumed must be the same experiment. Free to change in between are secrets, addresses, ports,
-  paths, `logs`, `embedded`, how functions are deployed, and the limits on polling and on what is in flight.
+  paths, `logs`, `embedded`, `keepers`, how functions are deployed, and the limits on polling and on what is
+  in flight.
 - Outdated keys of fl_faas_fabric's files are accepted, with a warning that says what replaced them.
 """
 

@@ -13,6 +13,7 @@ from fedkeeper.config.base import near
 from fedkeeper.config.experiment import place
 from fedkeeper.config.faults import AtFaultItself, Fault
 from fedkeeper.config.files import find
+from fedkeeper.config.keeper_rules import KEEPER_RULES
 from fedkeeper.config.providers import on_this_machine
 from fedkeeper.config.scenario import SERVER_FUNCTIONS, Learning
 
@@ -323,4 +324,5 @@ RULES = (
     functions_are_there,
     servers_are_known,
     client_function_is_known,
+    *KEEPER_RULES,
 )

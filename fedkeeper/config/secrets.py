@@ -12,7 +12,7 @@ from fedkeeper.config.faults import UNFILLED, Fault, Unfilled
 from fedkeeper.config.providers import read_service_account
 from fedkeeper.config.redaction import Scrubber
 
-SECRET_KEYS = ("password", "ow_auth", "private_key")
+SECRET_KEYS = ("password", "ow_auth", "private_key", "secret", "reader_token", "operator_token")
 _FILE_BYTES_MAX = 64 * 1024
 _DEPTH_MAX = 20
 _VALUES_MAX = 100_000

@@ -45,7 +45,9 @@ def test_real_platforms_load_with_their_secrets(tmp_path: Path):
     (tmp_path / "secrets" / "service-account.json").write_text(
         '{"type": "service_account", "project_id": "my-project", "private_key": "PEM", "client_email": "a@b"}'
     )
-    experiment = load(tmp_path / "config.yaml", environment={"OW_AUTH": "u:k", "MONGO_PASSWORD": "pw"})
+    environment = {"OW_AUTH": "u:k", "MONGO_PASSWORD": "pw"}
+    environment |= {"FEDKEEPER_SECRET": "s" * 32, "FEDKEEPER_TOKEN": "t" * 32}
+    experiment = load(tmp_path / "config.yaml", environment=environment)
 
     assert experiment.warnings == ()
     assert experiment.learning.mongo_config.address().password == "pw"
@@ -54,6 +56,8 @@ def test_real_platforms_load_with_their_secrets(tmp_path: Path):
     assert len(experiment.placements()) == 100
     assert experiment.in_flight_max("campus") == 30
     assert experiment.in_flight_max("iowa") == 100
+    assert experiment.keepers.names() == ("k1", "k2", "k3")
+    assert experiment.keepers.secret.get_secret_value() == "s" * 32
 
 
 def test_numbers_may_be_texts(loading: Loading):
