@@ -76,13 +76,29 @@ class Running:
         self._lease, self.info, self._child = successor._lease, successor.info, successor._child
         return True
 
+    async def shared(self) -> bool:
+        """Whether there is another user now."""
+        if self._lease is None:
+            return False
+        last = await _is_last(self._lease)
+        while not _flock(self._lease, fcntl.LOCK_SH):  # noqa: ASYNC110 - asking took our share away
+            await asyncio.sleep(_POLL_S)
+        return not last
+
     async def close(self) -> None:
         """Give up the lease. The last user ends the service and waits (20 s at most) for that."""
+        await self._give_up(end=True)
+
+    async def leave(self) -> None:
+        """Give up the lease, and let the service go on: it ends by itself when it is unused and not busy."""
+        await self._give_up(end=False)
+
+    async def _give_up(self, *, end: bool) -> None:
         if self._lease is None:
             return
         lease, self._lease = self._lease, None
         try:
-            if await _is_last(lease):
+            if end and await _is_last(lease):
                 await self._end()
         finally:
             os.close(lease)
@@ -107,6 +123,17 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
     home = str(Path(__file__).parents[1])
     paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
     return [sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": paths}
+
+
+def find(folder: Path, name: str) -> dict[str, Any] | None:
+    """What the service announces, without using it; None if it does not run."""
+    if not folder.is_dir():
+        return None
+    told = _read(folder / f"{name}.json")
+    if not told or not _held(folder / f"{name}.lock") or not _lives(int(told["pid"])):
+        return None
+    info: dict[str, Any] = told["info"]
+    return info
 
 
 async def attach(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
-from pydantic import BaseModel, SecretStr
 
 from fedkeeper import logs
 from fedkeeper.cli import actions
@@ -19,7 +18,7 @@ from fedkeeper.cli.interrupts import Interrupts, execute
 from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
 from fedkeeper.cli.session import Backend, real_backend
 from fedkeeper.cli.show import Screen
-from fedkeeper.config import Experiment, Learning
+from fedkeeper.config import Experiment, Learning, secrets_of
 
 PLATFORMS: Final = frozenset({"openwhisk", "google"})
 
@@ -84,18 +83,6 @@ def inventory(experiment: Experiment) -> Inventory:
         scenarios[name] = functions
     clusters = {name: cluster.platform for name, cluster in experiment.clusters().items()}
     return Inventory(clusters=clusters, scenarios=scenarios)
-
-
-def secrets_of(value: Any) -> Iterator[SecretStr]:
-    """Every secret in a config."""
-    if isinstance(value, SecretStr):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from secrets_of(getattr(value, name))
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from secrets_of(inner)
 
 
 def _perform(ctx: click.Context, job: Job, work: Work) -> None:

@@ -8,6 +8,7 @@ from fedkeeper.config.keepers import Api, Keepers, Member, Tls, host_and_port
 from fedkeeper.config.mongo import Mongo
 from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
 from fedkeeper.config.reading import load
+from fedkeeper.config.redaction import secrets_of
 from fedkeeper.config.scenario import Learning, Limits, Scenario
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "host_and_port",
     "load",
     "member_to_start",
+    "secrets_of",
     "shipped",
 ]

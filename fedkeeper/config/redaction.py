@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pydantic import BaseModel, SecretStr
 
 from fedkeeper.config.base import HIDDEN
 
@@ -45,3 +48,15 @@ def without_query(url: str) -> str:
     """An address without its query, which may hold a signature. Other texts as they are."""
     address, mark, _ = url.partition("?")
     return f"{address}?{HIDDEN}" if mark and "://" in address else url
+
+
+def secrets_of(value: Any) -> Iterator[SecretStr]:
+    """Every secret in a config."""
+    if isinstance(value, SecretStr):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from secrets_of(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from secrets_of(inner)

@@ -212,3 +212,38 @@ async def test_users_come_and_go_while_it_ends(tmp_path):
             await user.close()
 
     await asyncio.gather(*(use(n) for n in range(4)))
+
+
+async def test_one_who_leaves_lets_it_go_on_while_it_is_busy(tmp_path):
+    """And it ends by itself once it is neither used nor busy."""
+    (tmp_path / "busy").touch()
+    running = await attach(tmp_path, linger_s=0.1)
+    pid = running.info["pid"]
+    await running.leave()
+    found = service.find(tmp_path, "echo")
+    assert found is not None
+    assert found["pid"] == pid
+    (tmp_path / "busy").unlink()
+    await gone(pid)
+    assert service.find(tmp_path, "echo") is None
+
+
+async def test_a_user_knows_whether_there_is_another(tmp_path):
+    """Asking changes nothing: neither of them loses the service."""
+    mine = await attach(tmp_path)
+    assert not await mine.shared()
+    user, _, _ = await start_user(tmp_path)
+    assert await mine.shared()
+    assert await mine.shared()
+    user.kill()
+    await user.wait()
+    assert not await mine.shared()
+    assert mine.alive()
+    await mine.close()
+    assert not mine.alive()
+
+
+def test_looking_for_a_service_makes_nothing(tmp_path):
+    """Not even its folder."""
+    assert service.find(tmp_path / "not-there", "echo") is None
+    assert not (tmp_path / "not-there").exists()
