@@ -43,7 +43,7 @@ def service_name(keeper: str) -> str:
 
 
 def announced(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """What each embedded keeper that runs announces, by name: `api` (base URL), `raft` (host:port), `config`."""
+    """What each embedded keeper that runs announces: `api` (base URL), `raft` (host:port), `config`."""
     folder = experiment.keepers_folder
     found = {name: service.find(folder, service_name(name)) for name in experiment.keepers.names()}
     return {name: info for name, info in found.items() if info is not None}
@@ -112,7 +112,7 @@ async def open_embedded_keepers(experiment: Experiment) -> EmbeddedKeepers:
     Keepers that run with another config are started anew, if nobody else uses them.
 
     Raises:
-        ServiceError: one did not start (the text says why), or is used by another command with another config.
+        ServiceError: one did not start (the text says why), or another command uses it with another config.
     """
     wanted = config_digest(experiment)
     keepers = await _attach(experiment)
@@ -138,7 +138,7 @@ def _with_another_config(keepers: EmbeddedKeepers, wanted: str) -> list[str]:
 
 async def _attach(experiment: Experiment) -> EmbeddedKeepers:
     names = experiment.keepers.names()
-    path = os.path.abspath(experiment.path)  # noqa: PTH100 - looks at no file
+    path = os.path.abspath(experiment.path)  # noqa: PTH100, ASYNC240 - looks at no file
     results = await asyncio.gather(
         *(_attach_one(experiment.keepers_folder, name, path, experiment) for name in names),
         return_exceptions=True,
