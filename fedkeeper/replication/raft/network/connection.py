@@ -17,6 +17,7 @@ from fedkeeper.replication.raft.network.limits import Counts, Limits
 
 _ARRAY: Final = b"\xdd"  # msgpack: an array, whose length follows in four bytes
 _ARRAY_HEADER: Final = 5
+_USUAL_BYTES_MAX: Final = 128 * 1024  # of a frame of several messages: the peer reads one as we seal another
 _REASON_CHARS_MAX: Final = 300  # it may name whatever the other side called itself
 _messages = msgspec.msgpack.Decoder(list[dict[str, Any]])
 _encode = msgspec.msgpack.Encoder().encode
@@ -242,15 +243,15 @@ class Connection(asyncio.BufferedProtocol):
         """Send what is queued, in as few frames as may be."""
         queue, self._queue = self._queue, []
         queued, self._queued = self._queued, 0
-        if queued + _ARRAY_HEADER <= self._limits.frame_bytes_max:
+        if queued <= _USUAL_BYTES_MAX:
             self._send(queue)
             return
         part: list[bytes] = []
-        size = _ARRAY_HEADER
+        size = 0
         for encoded in queue:
-            if size + len(encoded) > self._limits.frame_bytes_max:
+            if part and size + len(encoded) > _USUAL_BYTES_MAX:
                 self._send(part)
-                part, size = [], _ARRAY_HEADER
+                part, size = [], 0
             part.append(encoded)
             size += len(encoded)
         self._send(part)

@@ -12,7 +12,7 @@ from fedkeeper.replication.raft.network.channels import Bytes
 from fedkeeper.replication.raft.network.frames import HEADER, Broken, Inbox
 
 _BYTES_MAX_BEFORE_PROOF: Final = 64 * 1024  # two certificate chains, at most
-_ROOM: Final = 64 * 1024
+_ROOM: Final = 256 * 1024
 
 
 class MutualTls:
@@ -96,6 +96,8 @@ class TlsChannel:
             if not count:
                 raise Broken("TLS: closed by the other side")
             yield from self._inbox.frames(count)
+            if count < len(space) and not self._incoming.pending:
+                return  # all is taken: asking once more would only cost an exception
 
     def answer(self) -> bytes:
         """The handshake's next message; an alert, when it failed."""
