@@ -196,10 +196,11 @@ class Files:
             self._sync_folder()
 
     def _take_back(self, exc: OSError) -> NoReturn:
-        """Cut off the part of a batch that was written."""
+        """Cut off the part of a batch that was written, if any was: a disk may have become read-only."""
         with self._fatal():
-            self._disk.truncate(self.journal, self.size)
-            self._sync(self.journal)
+            if len(self._disk.read(self.journal)) > self.size:
+                self._disk.truncate(self.journal, self.size)
+                self._sync(self.journal)
         raise self._fail(journal_error(exc, self.journal)) from exc
 
     def _sync(self, path: Path) -> None:

@@ -75,12 +75,14 @@ def read(data: bytes, name: str) -> tuple[list[Record], int]:
         place = f"{name}, batch {number} (byte {offset})"
         body = _body(data, offset, number)
         if body is None:
-            if number > 1 and _torn(data, offset, number):
+            if number == 1:
+                raise damaged(f"{place}: not the whole beginning of a journal")
+            if _torn(data, offset, number):
                 break
             raise damaged(f"{place}: the checksum is wrong")
         records.extend(_records(body, place))
         if number == 1 and (not records or records[0].kind is not Kind.BEGIN):
-            raise damaged(f"{place}: not the beginning of a journal")
+            raise damaged(f"{place}: a journal begins with another record")
         offset += _HEADER.size + len(body)
     return records, offset
 
