@@ -59,9 +59,13 @@ class Authority:
         return Tls(ca_file=paths[0], cert_file=paths[1], key_file=paths[2])
 
 
-@cache
 def authority(name: str = "ca") -> Authority:
-    """The CA of that name."""
+    """The CA of that name, always the same in one process."""
+    return _made(name)
+
+
+@cache
+def _made(name: str) -> Authority:
     now = datetime.datetime.now(datetime.UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (

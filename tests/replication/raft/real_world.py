@@ -62,6 +62,10 @@ class RealWorld:
         self._nodes.append(node)
         return node
 
+    def told(self, name: str) -> Recorder:
+        """A receiver for a network that the test opens itself."""
+        return Recorder(name)
+
     async def kill(self, node: Node) -> None:
         await node.close()
 

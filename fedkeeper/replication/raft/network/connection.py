@@ -26,8 +26,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class Owner(Protocol):
     """Who decides about connections: PeerNetwork."""
 
-    def introduce(self, connection: Connection) -> Intro:
-        """What to say first on `connection`, which has a ready channel."""
+    def introduce(self, connection: Connection) -> Intro | None:
+        """What to say first on `connection`, which has a ready channel; None: nothing, close it."""
         ...
 
     def refusal(self, connection: Connection, intro: Intro) -> str:
@@ -94,6 +94,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer or 'to a stranger'} at {self.address}>"
+
+    @property
+    def reached(self) -> bool:
+        """Something has taken the connection, which may or may not be a keeper."""
+        return self._transport is not None
+
+    @property
+    def coming(self) -> bool:
+        """The other side has dialled and introduced itself, and nothing has gone wrong so far."""
+        return bool(self.hello and not self.dialled and not self._reason)
 
     @property
     def peer(self) -> str:
@@ -173,7 +183,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _introduce(self) -> None:
         self.introduced = True
-        self._write(self._channel.seal(encode(self._owner.introduce(self))))
+        intro = self._owner.introduce(self)
+        if intro is None:
+            self.end("not needed any more")
+        else:
+            self._write(self._channel.seal(encode(intro)))
 
     def _take(self, frame: Bytes, messages: list[Message]) -> None:
         if self.standing:
@@ -243,13 +257,14 @@ class Connection(asyncio.BufferedProtocol):
         """Send what is queued, in as few frames as may be."""
         queue, self._queue = self._queue, []
         queued, self._queued = self._queued, 0
-        if queued <= _USUAL_BYTES_MAX:
+        usual = min(_USUAL_BYTES_MAX, self._limits.frame_bytes_max - _ARRAY_HEADER)
+        if queued <= usual:
             self._send(queue)
             return
         part: list[bytes] = []
         size = 0
         for encoded in queue:
-            if part and size + len(encoded) > _USUAL_BYTES_MAX:
+            if part and size + len(encoded) > usual:
                 self._send(part)
                 part, size = [], 0
             part.append(encoded)

@@ -17,7 +17,7 @@ from fedkeeper.replication.raft.network.handshake import Intro, dials, refusal
 from fedkeeper.replication.raft.network.limits import Counts, Limits
 from fedkeeper.replication.raft.network.listener import Listener
 
-_STUCK_S: Final = 0.1  # an attempt that takes longer ends when the peer knocks: it can be reached elsewhere
+_STUCK_S: Final = 0.1  # nothing takes the connection, and the peer knocks: it can be reached elsewhere
 
 
 class _Link:
@@ -29,6 +29,7 @@ class _Link:
         self.lost = asyncio.Event()  # it has gone
         self.woken = asyncio.Event()  # the next attempt is to be made now
         self.attempt: asyncio.Timeout | None = None  # of the one that is under way
+        self.dialling: Connection | None = None  # by it
         self.attempt_begun = self.attempt_until = 0.0  # loop's time
         self.task: asyncio.Task[None] | None = None
 
@@ -141,10 +142,16 @@ class PeerNetwork:
 
     # --- Owner of the connections --------------------------------------------------------------------
 
-    def introduce(self, connection: Connection) -> Intro:
-        """Who we are, and whom we look for."""
-        assert self._receiver is not None
+    def introduce(self, connection: Connection) -> Intro | None:
+        """Who we are, and whom we look for. None if we knock, and the other side has come meanwhile.
+
+        Otherwise it would take the knock to mean that we have lost what it has just built.
+        """
         to = connection.dialled or connection.peer
+        if self._receiver is None:
+            return None
+        if connection.knock and any(other.peer == to and other.coming for other in self._connections):
+            return None
         return Intro(hello=self._receiver.hello(), to=to, knock=connection.knock)
 
     def refusal(self, connection: Connection, intro: Intro) -> str:
@@ -182,9 +189,10 @@ class PeerNetwork:
                 link.connection.abort("the other side does not have it any more")
             return
         link.woken.set()
-        if link.attempt is not None and not link.attempt.expired():
+        attempt, dialling = link.attempt, link.dialling
+        if attempt and dialling and not attempt.expired() and not dialling.reached:
             now = asyncio.get_running_loop().time()
-            link.attempt.reschedule(max(now, min(link.attempt_until, link.attempt_begun + _STUCK_S)))
+            attempt.reschedule(max(now, min(link.attempt_until, link.attempt_begun + _STUCK_S)))
 
     def received(self, connection: Connection, messages: list[Message]) -> None:
         """Hand over the messages of one read, and send what is said in answer."""
@@ -266,6 +274,7 @@ class PeerNetwork:
             knock=not dials(self._name, link.peer),
         )
         loop = asyncio.get_running_loop()
+        link.dialling = connection
         link.attempt_begun = loop.time()
         link.attempt_until = link.attempt_begun + self._limits.handshake_s
         try:
@@ -279,7 +288,7 @@ class PeerNetwork:
         except OSError as exc:
             self._not_reached(link.peer, f"{where[0]}:{where[1]}", exc.strerror or str(exc))
         finally:
-            link.attempt = None
+            link.attempt = link.dialling = None
             if not connection.standing:
                 connection.abort("given up")
 
