@@ -92,7 +92,7 @@ def test_every_flipped_byte_is_noticed(path, flip):
 
 
 def test_a_file_that_was_cut_short_is_noticed():
-    """Only its last batch is cut off; in the batch that a journal begins with, or a snapshot, it is damage."""
+    """Only its last batch is cut off; in the batch that begins a journal, or a snapshot, it is damage."""
     files = _folder()
     whole = _seen(_opened(_with(files)))
     first = len(files[JOURNAL]) - len(batch(2, record(Kind.ENTRY, data=_entry(6)[0])))
