@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.opening import open_log
+from fedkeeper import logs
 from fedkeeper.core.model import PutValue
 from fedkeeper.errors import ClusterError, JournalError
 from fedkeeper.replication.base import ClusterLog, Role
@@ -182,6 +183,7 @@ _DO = {"status": _status, "probe": _probe, "commands": _commands, "lines": _line
 
 
 async def _main(name: str, folder: Path, settings: Json) -> None:
+    logs.set_up(verbose=True)  # on stderr: stdout is for the answers
     async with open_log(name, folder / name, settings) as log:
         await _serve(log, name)
 

@@ -8,7 +8,7 @@ meaning does need one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, TypeVar, get_args
 
@@ -43,6 +43,16 @@ def decode(line: bytes, *, place: str = "") -> Command:
         raise JournalDamaged(f"{place}: unknown kind of command {kind!r}", hint=UPGRADE)
     command: Command = _convert(plain, COMMANDS[kind], place)
     return command
+
+
+def encode_batch(lines: Sequence[bytes]) -> bytes:
+    """Lines of `encode` as one entry of a log."""
+    return b"\n".join(lines)
+
+
+def decode_batch(data: bytes) -> list[bytes]:
+    """The lines in an entry of `encode_batch`."""
+    return data.split(b"\n")
 
 
 def encode_state(state: State) -> bytes:

@@ -6,7 +6,7 @@ Everything here is called on the node's own thread, and never blocks but for `Di
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Hello:
     cluster: str  # the cluster's id, made when it begins; empty while fresh
     last_index: int  # of its log
     version: int  # newest version of commands that it reads
+    founders: Mapping[str, str] = field(default_factory=dict)  # the cluster's first members, and addresses
 
 
 class Receiver(Protocol):

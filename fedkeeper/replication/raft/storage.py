@@ -137,6 +137,11 @@ class Storage:
         return bool(self._pending)
 
     @property
+    def failed(self) -> bool:
+        """Whether nothing is written any more."""
+        return self._files.failed
+
+    @property
     def durable_index(self) -> int:
         """Of the last entry that is on disk, and so are all before it. 0: none."""
         return self._durable
