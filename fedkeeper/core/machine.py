@@ -1,27 +1,37 @@
 """The machine: state + command -> state + intents. Pure and total.
 
-Time is data: a command's `at_ms` is the conductor's clock, the state's clock is their running maximum.
+Time is data: a command's `at_ms` is its proposer's clock. The state's clock is the running maximum of those
+commands that are about runs and the conductor; what keepers say of themselves, and users, moves nothing.
 Chance is data: see `selection`. Nothing here raises: an exception would stop the log of every replica
 at the same entry, so what does not fit is rejected as a value, with the reason.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import assert_never
 
-from fedkeeper.core import rounds
+from fedkeeper.core import conducting, kv, rounds
 from fedkeeper.core.model import (
     Applied,
     ClaimConductor,
     Command,
+    DeleteValue,
     ForgetRun,
+    FunctionsDeployed,
     Intent,
     InvocationFailed,
     InvocationSent,
+    KeeperLost,
+    KeeperMeasured,
+    KeeperRemoved,
+    KeeperStarted,
     Kind,
     Phase,
+    PutValue,
     RoundAggregated,
+    RoundCommitted,
     Run,
     State,
     StopRun,
@@ -36,13 +46,38 @@ from fedkeeper.core.stopping import faults
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED)
 
 _Keyed = (
-    InvocationSent | InvocationFailed | WeightsInitialised | UpdateStored | RoundAggregated | UpdatesRefused
+    FunctionsDeployed
+    | InvocationSent
+    | InvocationFailed
+    | WeightsInitialised
+    | UpdateStored
+    | RoundAggregated
+    | UpdatesRefused
 )
 _FENCED = _Keyed | Tick  # what only the conductor may say
 
 
 def apply(state: State, command: Command) -> Applied:
     """Return the state after `command`, what the conductor must now do, or why it changed nothing."""
+    match command:
+        case PutValue() | DeleteValue():
+            return kv.write(state, command)
+        case KeeperStarted():
+            return conducting.started(state, command)
+        case KeeperMeasured():
+            return conducting.measured(state, command)
+        case KeeperLost():
+            return conducting.lost(state, command)
+        case KeeperRemoved():
+            return conducting.removed(state, command)
+        case _:
+            return _timed(state, command)
+
+
+def _timed(
+    state: State, command: ClaimConductor | SubmitRun | StopRun | ForgetRun | _Keyed | Tick
+) -> Applied:
+    """What moves the state's clock: the leader's and the conductor's word on runs, nobody else's."""
     if isinstance(command, _FENCED) and command.epoch != state.epoch:
         # Raft itself would let a deposed leader's commands through. Its clock has no say any more either.
         rejected = f"made under epoch {command.epoch}, now is {state.epoch}"
@@ -50,7 +85,7 @@ def apply(state: State, command: Command) -> Applied:
     state = replace(state, now_ms=max(state.now_ms, command.at_ms))
     match command:
         case ClaimConductor():
-            return _claim(state, command)
+            return conducting.claim(state, command)
         case SubmitRun():
             return _submit(state, command)
         case StopRun():
@@ -60,7 +95,8 @@ def apply(state: State, command: Command) -> Applied:
         case Tick():
             return _tick(state)
         case (
-            InvocationSent()
+            FunctionsDeployed()
+            | InvocationSent()
             | InvocationFailed()
             | WeightsInitialised()
             | UpdateStored()
@@ -76,13 +112,6 @@ def next_due_ms(state: State) -> int | None:
     """When a Tick would next change something; None if nothing waits for time."""
     due = [at for run in state.runs.values() if run.phase not in ENDED for at in rounds.due_times(run)]
     return min(due, default=None)
-
-
-def _claim(state: State, command: ClaimConductor) -> Applied:
-    if command.expected_epoch != state.epoch:
-        return Applied(state=state, rejected=f"expected epoch {command.expected_epoch}, now is {state.epoch}")
-    runs = {name: rounds.taken_over(run, state.now_ms) for name, run in state.runs.items()}
-    return Applied(state=replace(state, epoch=state.epoch + 1, conductor=command.keeper, runs=runs))
 
 
 def _submit(state: State, command: SubmitRun) -> Applied:
@@ -122,11 +151,13 @@ def _tick(state: State) -> Applied:
     return Applied(state=replace(state, runs=runs), intents=intents)
 
 
-_FITS = {
-    WeightsInitialised: Kind.INIT,
-    UpdateStored: Kind.TRAIN,
-    RoundAggregated: Kind.AGGREGATE,
-    UpdatesRefused: Kind.AGGREGATE,
+_FITS: Mapping[type, tuple[Kind, ...]] = {  # others: any kind
+    FunctionsDeployed: (Kind.DEPLOY,),
+    InvocationSent: (Kind.INIT, Kind.TRAIN, Kind.AGGREGATE),
+    WeightsInitialised: (Kind.INIT,),
+    UpdateStored: (Kind.TRAIN,),
+    RoundAggregated: (Kind.AGGREGATE,),
+    UpdatesRefused: (Kind.AGGREGATE,),
 }
 
 
@@ -136,12 +167,14 @@ def _answer(state: State, command: _Keyed) -> Applied:
     attempt = run.outbox.get(command.key) if run is not None else None
     if run is None or attempt is None:
         return Applied(state=state, rejected=f"{command.key} is not outstanding")
-    if _FITS.get(type(command), attempt.kind) is not attempt.kind:
+    if attempt.kind not in _FITS.get(type(command), Kind):
         return Applied(
             state=state, rejected=f"{command.key} is for {attempt.kind}, not a {type(command).__name__}"
         )
     now_ms = state.now_ms
     match command:
+        case FunctionsDeployed():
+            return _with(state, *rounds.deployed(run, attempt, command, now_ms))
         case InvocationSent():
             return _with(state, rounds.sent(run, attempt, command.activation_id, now_ms))
         case InvocationFailed():
@@ -161,4 +194,10 @@ def _answer(state: State, command: _Keyed) -> Applied:
 
 
 def _with(state: State, run: Run, intents: tuple[Intent, ...] = ()) -> Applied:
-    return Applied(state=replace(state, runs={**state.runs, run.spec.run: run}), intents=intents)
+    committed = sum(isinstance(intent, RoundCommitted) for intent in intents)
+    state = replace(
+        state,
+        runs={**state.runs, run.spec.run: run},
+        conductor_rounds=state.conductor_rounds + committed,
+    )
+    return Applied(state=state, intents=intents)

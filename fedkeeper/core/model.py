@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+KV_BYTES_MAX = 64 * 1024 * 1024  # of the users' dictionary, names and values, unless a write says otherwise
+
 # --- what a run is -------------------------------------------------------------------------------
 
 
@@ -179,7 +181,8 @@ class KeeperInfo:
     started_ms: int = 0
     seen_ms: int = 0
     reason: str = ""  # why it counts as lost
-    latencies: Mapping[str, float] = field(default_factory=dict)  # ms, by "keeper/k2", "cluster/ow_here"
+    measured: bool = False  # it has, since it was started
+    latencies: Mapping[str, float] = field(default_factory=dict)  # ms, by "keeper/k2"; absent: not reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +216,7 @@ class State:
     keepers: Mapping[str, KeeperInfo] = field(default_factory=dict)
     kv: Mapping[str, Entry] = field(default_factory=dict)  # the users' dictionary
     kv_version: int = 0  # writes so far
+    kv_bytes: int = 0  # of all names and values, as UTF-8
     answered: Mapping[str, Answer] = field(default_factory=dict)  # by request, the latest ANSWERS_MAX
 
 
@@ -363,7 +367,7 @@ class KeeperMeasured:
     """A keeper's latencies; it is alive. Its clock has no say."""
 
     keeper: str
-    latencies: Mapping[str, float]  # ms, by "keeper/k2", "cluster/ow_here"
+    latencies: Mapping[str, float]  # ms, by "keeper/k2", "cluster/ow_here"; what it did not reach is left out
     at_ms: int
 
 
@@ -394,6 +398,7 @@ class PutValue:
     request: str = ""  # the same request again is answered as the first time; empty: not looked for
     fence: str = ""  # an entry that must have `fence_version`, or this is rejected: a lock that was lost
     fence_version: int = 0
+    total_bytes_max: int = KV_BYTES_MAX  # of the whole dictionary after it, as the leader is configured
     at_ms: int
 
 

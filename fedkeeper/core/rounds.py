@@ -1,4 +1,4 @@
-"""The life of one run: initialise, then train and aggregate, round by round, until its end.
+"""The life of one run: deploy, initialise, then train and aggregate, round by round, until its end.
 
 Every function takes a Run and returns the Run after it, most of them with the intents that follow.
 """
@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from fedkeeper.core import attempts
 from fedkeeper.core.model import (
     Attempt,
     AttemptStatus,
+    FunctionsDeployed,
     Intent,
     Invoke,
     Kind,
@@ -41,9 +43,11 @@ _WAITING = (AttemptStatus.SENDING, AttemptStatus.RUNNING)
 
 
 def begin(spec: RunSpec, now_ms: int) -> Step:
-    """A new run, whose first effect is to write the initial weights."""
-    run = Run(spec=spec, phase=Phase.INITIALISING, round=0, weights=None, submitted_ms=now_ms)
-    return _attempt(run, Kind.INIT, client="", number=0, now_ms=now_ms)
+    """A new run, whose first effect is to deploy its functions, or to write the initial weights."""
+    deploys = spec.deploy_timeout_ms > 0
+    phase = Phase.DEPLOYING if deploys else Phase.INITIALISING
+    run = Run(spec=spec, phase=phase, round=0, weights=None, submitted_ms=now_ms)
+    return _attempt(run, Kind.DEPLOY if deploys else Kind.INIT, client="", number=0, now_ms=now_ms)
 
 
 def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
@@ -53,7 +57,7 @@ def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
         status=AttemptStatus.RUNNING,
         activation_id=activation_id,
         sent_ms=attempt.sent_ms or now_ms,
-        deadline_ms=(attempt.sent_ms or now_ms) + _timeout_ms(run.spec, attempt.kind),
+        deadline_ms=(attempt.sent_ms or now_ms) + attempts.timeout_ms(run.spec, attempt.kind),
     )
     run = replace(run, outbox={**run.outbox, attempt.key: running})
     if attempt.kind is Kind.TRAIN and attempt.number == 0:
@@ -68,7 +72,7 @@ def taken_over(run: Run, now_ms: int) -> Run:
     it is sent at last.
     """
     outbox = {
-        key: replace(one, issued_ms=now_ms, deadline_ms=now_ms + _timeout_ms(run.spec, one.kind))
+        key: replace(one, issued_ms=now_ms, deadline_ms=now_ms + attempts.timeout_ms(run.spec, one.kind))
         if one.status is AttemptStatus.SENDING
         else one
         for key, one in run.outbox.items()
@@ -84,6 +88,17 @@ def failed(
     run, intents = _again(run, attempt, reason, now_ms)
     run, more = _close_training(run, now_ms)
     return run, intents + more
+
+
+def deployed(run: Run, attempt: Attempt, command: FunctionsDeployed, now_ms: int) -> Step:
+    """Every function is on its platform: the initial weights come next."""
+    invoked = [place.client for place in run.spec.clients if place.route == "invoker"]
+    without = [client for client in invoked if not command.urls.get(client)]
+    if without:
+        return failed(run, attempt, f"no URL of {', '.join(without)}", now_ms)
+    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    run = replace(run, phase=Phase.INITIALISING, urls=dict(command.urls), deployed=command.summary)
+    return _attempt(run, Kind.INIT, client="", number=0, now_ms=now_ms)
 
 
 def initialised(run: Run, attempt: Attempt, command: WeightsInitialised, now_ms: int) -> Step:
@@ -263,6 +278,8 @@ def _cut_training_short(run: Run, now_ms: int) -> Step:
 
 def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
     """The next attempt after one that failed, or what follows when there is none left."""
+    if attempt.kind is Kind.DEPLOY:  # the platforms were tried often enough by whoever deployed
+        return end(run, Phase.FAILED, f"the functions could not be deployed: {reason}", now_ms)
     failures = 1 + sum(
         one.kind is attempt.kind
         and one.client == attempt.client
@@ -289,13 +306,13 @@ def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
 
 def _attempt(run: Run, kind: Kind, *, client: str, number: int, now_ms: int, not_before_ms: int = 0) -> Step:
     attempt = Attempt(
-        key=_key(run, kind, client, number),
+        key=attempts.key(run, kind, client, number),
         kind=kind,
         run=run.spec.run,
         round=run.round,
         client=client,
         number=number,
-        cluster=_cluster(run.spec, client),
+        cluster=attempts.cluster(run.spec, client),
         status=AttemptStatus.PENDING,
         not_before_ms=not_before_ms,
         issued_ms=0,
@@ -311,7 +328,7 @@ def _issue(run: Run, attempt: Attempt, now_ms: int) -> Step:
         attempt,
         status=AttemptStatus.SENDING,
         issued_ms=now_ms,
-        deadline_ms=now_ms + _timeout_ms(run.spec, attempt.kind),
+        deadline_ms=now_ms + attempts.timeout_ms(run.spec, attempt.kind),
     )
     run = replace(run, outbox={**run.outbox, attempt.key: issued})
     return run, (Invoke(run=run.spec.run, key=attempt.key),)
@@ -354,24 +371,6 @@ def _record(run: Run, command: RoundAggregated, now_ms: int) -> RoundRecord:
         aggregate_s=command.aggregate_s,
         evaluate_s=command.evaluate_s,
     )
-
-
-def _key(run: Run, kind: Kind, client: str, number: int) -> str:
-    match kind:
-        case Kind.INIT:
-            return f"{run.spec.run}/init/a{number}"
-        case Kind.TRAIN:
-            return f"{run.spec.run}/r{run.round}/{client}/a{number}"
-        case Kind.AGGREGATE:
-            return f"{run.spec.run}/r{run.round}/aggregate/s0/a{number}"
-
-
-def _cluster(spec: RunSpec, client: str) -> str:
-    return next((place.cluster for place in spec.clients if place.client == client), spec.server_cluster)
-
-
-def _timeout_ms(spec: RunSpec, kind: Kind) -> int:
-    return spec.client_timeout_ms if kind is Kind.TRAIN else spec.server_timeout_ms
 
 
 def _round_deadline_ms(run: Run) -> int:

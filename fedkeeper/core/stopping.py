@@ -32,6 +32,9 @@ def faults(spec: RunSpec) -> str:
             f"clients_per_round is {spec.clients_per_round}, there are {len(names)} clients",
         ),
         (spec.client_timeout_ms < 1 or spec.server_timeout_ms < 1, "a timeout is below 1 ms"),
-        (spec.round_timeout_ms < 0 or spec.retry_backoff_ms < 0, "a time is negative"),
+        (
+            min(spec.round_timeout_ms, spec.retry_backoff_ms, spec.deploy_timeout_ms) < 0,
+            "a time is negative",
+        ),
     )
     return "; ".join(problem for wrong, problem in checks if wrong)

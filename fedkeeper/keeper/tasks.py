@@ -69,6 +69,8 @@ class TaskBook:
         """The invocation that carries `attempt` out."""
         spec = run.spec
         match attempt.kind:
+            case Kind.DEPLOY:
+                raise ValueError(f"{attempt.key}: to deploy is no invocation")
             case Kind.INIT:
                 return self._server(run, INIT_FUNCTION, self.init_task(run, attempt.key))
             case Kind.AGGREGATE:
@@ -175,6 +177,8 @@ def command_for(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_
 def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms: int) -> Command:
     key = attempt.key
     match attempt.kind:
+        case Kind.DEPLOY:
+            raise TaskError("no function deploys")
         case Kind.INIT:
             made = decode(InitResult, outcome.result)
             return WeightsInitialised(

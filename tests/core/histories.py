@@ -15,6 +15,7 @@ from fedkeeper.core.model import (
     ClaimConductor,
     ClientPlace,
     Command,
+    FunctionsDeployed,
     InvocationFailed,
     InvocationSent,
     Kind,
@@ -36,7 +37,10 @@ _odd = st.one_of(_good, texts, st.sampled_from(("aggregate/s0", "")))
 
 
 def _places(names: list[str]) -> tuple[ClientPlace, ...]:
-    return tuple(ClientPlace(client=name, cluster="lab", route="direct") for name in names)
+    return tuple(
+        ClientPlace(client=name, cluster="lab", route="direct" if number % 2 else "invoker")
+        for number, name in enumerate(names)
+    )
 
 
 def _specs(
@@ -57,6 +61,7 @@ def _specs(
         client_timeout_ms=st.sampled_from((1_000, 1_000, FAR)),
         server_timeout_ms=st.sampled_from((1_000, 1_000, FAR)),
         round_timeout_ms=st.sampled_from((0, 0, 1_500)),
+        deploy_timeout_ms=st.sampled_from((0, 0, 1_000)),
         retry_backoff_ms=st.sampled_from((0, 100, FAR)),
     )
 
@@ -106,6 +111,8 @@ def _agreeing(command: Command, run: Run) -> Command:
     match command:
         case UpdateStored():
             return replace(command, samples=max(1, abs(command.samples)))
+        case FunctionsDeployed():
+            return replace(command, urls={place.client: "http://f" for place in run.spec.clients})
         case WeightsInitialised():
             return replace(command, samples={place.client: 5 for place in run.spec.clients})
         case RoundAggregated() if run.weights is not None:
@@ -119,6 +126,7 @@ def _agreeing(command: Command, run: Run) -> Command:
 
 _answers = st.fixed_dictionaries(
     {
+        Kind.DEPLOY: values(FunctionsDeployed),
         Kind.INIT: values(WeightsInitialised),
         Kind.TRAIN: values(UpdateStored),
         Kind.AGGREGATE: values(RoundAggregated),

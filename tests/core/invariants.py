@@ -11,9 +11,15 @@ from fedkeeper.core.model import (
     AttemptStatus,
     ClaimConductor,
     Command,
+    DeleteValue,
     Invoke,
+    KeeperLost,
+    KeeperMeasured,
+    KeeperRemoved,
+    KeeperStarted,
     Kind,
     Phase,
+    PutValue,
     RoundCommitted,
     Run,
     RunEnded,
@@ -22,6 +28,7 @@ from fedkeeper.core.model import (
 from fedkeeper.core.selection import choose_clients
 from fedkeeper.core.stopping import reached_the_end
 
+UNTIMED = (KeeperStarted, KeeperMeasured, KeeperLost, KeeperRemoved, PutValue, DeleteValue)
 UNDER_WAY = (AttemptStatus.PENDING, AttemptStatus.SENDING, AttemptStatus.RUNNING)
 
 
@@ -30,9 +37,14 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
     after = applied.state
     check_state(after)
     assert before.now_ms <= after.now_ms <= max(before.now_ms, command.at_ms)
+    if isinstance(command, UNTIMED):
+        assert after.now_ms == before.now_ms, "a keeper's or a user's clock had a say"
+        assert applied.intents == ()
+        assert (after.runs, after.epoch, after.conductor) == (before.runs, before.epoch, before.conductor)
     if applied.rejected:
         assert applied.intents == ()
-        assert replace(after, now_ms=before.now_ms) == before, "a rejected command changed something"
+        kept = replace(after, now_ms=before.now_ms, answered=before.answered)
+        assert kept == before, "a rejected command changed something"
     epoch = getattr(command, "epoch", before.epoch)
     if epoch != before.epoch:
         assert applied == Applied(state=before, rejected=applied.rejected), "an older epoch was not fenced"
@@ -92,7 +104,7 @@ def _check_run(run: Run) -> None:
         assert bool(run.reason) or run.phase is not Phase.FAILED
     else:
         assert run.outbox, "an unfinished run that waits for nothing would never end"
-    if run.phase is Phase.INITIALISING:
+    if run.phase in (Phase.DEPLOYING, Phase.INITIALISING):
         assert (run.round, run.weights, run.chosen) == (0, None, ())
     elif run.phase in (Phase.TRAINING, Phase.AGGREGATING):
         assert 1 <= run.round <= spec.rounds_max
@@ -117,6 +129,7 @@ def _check_outbox(run: Run) -> None:
     assert all(count == 1 for count in waited_for.values()), "two attempts for the same purpose at a time"
     kinds = {one.kind for one in run.outbox.values()}
     expected = {
+        Phase.DEPLOYING: {Kind.DEPLOY},
         Phase.INITIALISING: {Kind.INIT},
         Phase.TRAINING: {Kind.TRAIN},
         Phase.AGGREGATING: {Kind.AGGREGATE},

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import pytest
 from hypothesis import given
 
-from fedkeeper.core.model import ClaimConductor, RoundAggregated, State, StopRun, Tick, UpdatesRefused
+from fedkeeper.core.model import ClaimConductor, Entry, RoundAggregated, State, StopRun, Tick, UpdatesRefused
 from fedkeeper.errors import JournalDamaged, JournalError
 from fedkeeper.replication import codec
 from tests.strategies import commands, states, values
@@ -45,7 +45,7 @@ def test_a_line_says_its_kind_and_version():
 
 def test_a_read_only_mapping_is_written_as_well():
     """The machine may hand out views of its dictionaries."""
-    state = State(kv=MappingProxyType({"a": "b"}))
+    state = State(kv=MappingProxyType({"a": Entry(value="b", version=1)}))
     assert codec.decode_state(codec.encode_state(state)) == state
 
 
@@ -100,7 +100,7 @@ def test_an_unknown_field_deep_inside_is_found(command):
 
 def test_an_unknown_field_in_a_list_is_found():
     """Also below mappings and tuples."""
-    known = json.loads(codec.encode_state(State(kv={"a": "b"})))
+    known = json.loads(codec.encode_state(State(kv={"a": Entry(value="b", version=1)})))
     known["runs"] = {"m": {"colour": 1}}
     with pytest.raises(JournalDamaged):
         codec.decode_state(json.dumps(known).encode(), place="here")

@@ -283,7 +283,7 @@ def test_a_damaged_snapshot_is_told(tmp_path):
     """Like any other record; there is nothing to fall back on."""
     write(tmp_path, 3, compact_after=3)
     path = tmp_path / "snapshot.json"
-    path.write_bytes(path.read_bytes().replace(b"count", b"court"))
+    path.write_bytes(path.read_bytes().replace(b"chain", b"chaim"))
     with pytest.raises(JournalDamaged, match=r"snapshot\.json, line 1 \(byte 0\): the checksum is wrong"):
         _read(tmp_path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from fedkeeper.core.model import Applied, Command, State, StopRun
+from fedkeeper.core.model import Applied, Command, Entry, State, StopRun
 
 
 def command(number: int) -> StopRun:
@@ -14,13 +14,15 @@ def command(number: int) -> StopRun:
 
 
 def apply(state: State, command: Command) -> Applied:
-    """`count` commands so far, and `chain`: a hash over them in their order."""
+    """As `kv_version` how many commands so far, and as `chain` a hash over them in their order."""
     assert isinstance(command, StopRun)
     if command.run == "poison":
         raise ZeroDivisionError("poison")
-    chain = hashlib.sha256(f"{state.kv.get('chain')} {command.at_ms}".encode()).hexdigest()
-    count = int(state.kv.get("count", "0")) + 1
-    return Applied(state=replace(state, now_ms=command.at_ms, kv={"count": str(count), "chain": chain}))
+    before = state.kv["chain"].value if state.kv else ""
+    chain = hashlib.sha256(f"{before} {command.at_ms}".encode()).hexdigest()
+    count = state.kv_version + 1
+    kv = {"chain": Entry(value=chain, version=count)}
+    return Applied(state=replace(state, now_ms=command.at_ms, kv=kv, kv_version=count))
 
 
 def after(count: int) -> State:
@@ -33,6 +35,6 @@ def after(count: int) -> State:
 
 def count(state: State) -> int:
     """How many commands are in `state`; fails if they are not 1 … count in their order."""
-    found = int(state.kv.get("count", "0"))
+    found = state.kv_version
     assert state == after(found)
     return found

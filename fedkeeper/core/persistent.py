@@ -1,0 +1,131 @@
+"""Mappings that change by making another: what is shared is never written to, what differs is small.
+
+A state with 100,000 entries is replaced 20,000 times a second, and every earlier one stays as it was. Both
+iterate in an order that depends on nothing but what was done to them, also after they were written down and
+read back as a plain dictionary: replicas must not differ in it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import TypeVar
+
+V = TypeVar("V")
+BUCKETS = 256
+CHUNK = 128
+
+
+class Buckets(Mapping[str, V]):
+    """A dictionary in 256 parts, by a hash of the key that no process and no version draws differently.
+
+    A change copies one part: 4 entries of 1,000, 400 of 100,000. Iterates bucket by bucket.
+    """
+
+    __slots__ = ("_buckets", "_size")
+
+    def __init__(self, source: Mapping[str, V] | None = None) -> None:
+        if isinstance(source, Buckets):
+            self._buckets: tuple[dict[str, V], ...] = source._buckets
+            self._size: int = source._size
+            return
+        buckets: list[dict[str, V]] = [{} for _ in range(BUCKETS)]
+        for key, value in (source or {}).items():
+            buckets[_bucket(key)][key] = value
+        self._buckets = tuple(buckets)
+        self._size = len(source or ())
+
+    def __getitem__(self, key: str) -> V:
+        return self._buckets[_bucket(key)][key]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._buckets)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Buckets):
+            return self._buckets == other._buckets
+        return Mapping.__eq__(self, other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of every mapping whose values may be anything
+
+    def __repr__(self) -> str:
+        return f"Buckets({dict(self)!r})"
+
+    def put(self, key: str, value: V) -> Buckets[V]:
+        """With `value` under `key`, as its bucket's last entry if it is new."""
+        number = _bucket(key)
+        bucket = self._buckets[number]
+        return self._with(number, {**bucket, key: value}, self._size + (key not in bucket))
+
+    def drop(self, key: str) -> Buckets[V]:
+        """Without `key`, which need not be there."""
+        number = _bucket(key)
+        bucket = self._buckets[number]
+        if key not in bucket:
+            return self
+        return self._with(number, {k: v for k, v in bucket.items() if k != key}, self._size - 1)
+
+    def _with(self, number: int, bucket: dict[str, V], size: int) -> Buckets[V]:
+        buckets = list(self._buckets)
+        buckets[number] = bucket
+        other: Buckets[V] = Buckets.__new__(Buckets)
+        other._buckets = tuple(buckets)
+        other._size = size
+        return other
+
+
+def _bucket(key: str) -> int:
+    try:
+        return zlib.crc32(key.encode()) % BUCKETS
+    except UnicodeEncodeError:  # a lone surrogate; slower, so only where it must be
+        return zlib.crc32(key.encode(errors="surrogatepass")) % BUCKETS
+
+
+class Recent(Mapping[str, V]):
+    """The latest entries, in the order in which they came: `limit` at most, `limit - CHUNK` at least.
+
+    In chunks that are full but for the last, so that a change copies one chunk, and a dictionary in this
+    order gives the same chunks again.
+    """
+
+    __slots__ = ("_chunks",)
+
+    def __init__(self, source: Mapping[str, V] | None = None) -> None:
+        if isinstance(source, Recent):
+            self._chunks: tuple[dict[str, V], ...] = source._chunks
+            return
+        items = list((source or {}).items())
+        self._chunks = tuple(dict(items[first : first + CHUNK]) for first in range(0, len(items), CHUNK))
+
+    def __getitem__(self, key: str) -> V:
+        for chunk in self._chunks:
+            if key in chunk:
+                return chunk[key]
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._chunks)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._chunks))
+
+    def __repr__(self) -> str:
+        return f"Recent({dict(self)!r})"
+
+    def add(self, key: str, value: V, *, limit: int) -> Recent[V]:
+        """With an entry that is not there yet as the last; the oldest chunk goes if there would be too many.
+
+        `limit` is at least CHUNK.
+        """
+        chunks = self._chunks
+        if chunks and len(chunks[-1]) < CHUNK:
+            chunks = (*chunks[:-1], {**chunks[-1], key: value})
+        else:
+            chunks = (*chunks, {key: value})
+        other: Recent[V] = Recent.__new__(Recent)
+        other._chunks = chunks[1:] if len(chunks) > limit // CHUNK else chunks
+        return other
