@@ -8,6 +8,7 @@ Prints its port, echoes all messages to their senders, and prints its counts as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -46,8 +47,9 @@ class Process:
         return cls(process, int(await process.stdout.readline()))
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
+        """Send it a signal, if it lives."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
 
     async def end(self) -> dict[str, int]:
         """Close it in order; what it counted. Nothing if it was dead already."""
