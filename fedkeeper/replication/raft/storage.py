@@ -255,6 +255,7 @@ class Storage:
 
         All that was noted before is on disk afterwards.
         """
+        self._files.refuse_after_failure()
         if pending.snapshot.index <= self._contents.base:
             self._files.discard(pending)
             return False

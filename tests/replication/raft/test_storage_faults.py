@@ -143,6 +143,31 @@ def test_zeros_before_the_last_batch_are_damage():
         _opened(_with({JOURNAL: bytes(hole)}))
 
 
+def test_a_header_of_zeros_is_a_torn_batch_only_at_the_end():
+    """Its length cannot be read then: a batch with a higher number after it tells."""
+    platter = Platter(1)
+    storage = _begun(platter, 3)
+    ends = []
+    for index in (4, 5, 6):
+        storage.add(b"y" * 2000, index, 1)
+        storage.sync()
+        ends.append(len(_files(platter)[JOURNAL]))
+    sector = ends[0] - ends[0] % 512
+    hole = bytearray(_files(platter)[JOURNAL])
+    hole[sector : sector + 512] = bytes(512)
+    with pytest.raises(JournalDamaged, match=r"journal, batch \d+ \(byte \d+\): the checksum is wrong"):
+        _opened(_with({JOURNAL: bytes(hole)}))
+    hole = bytearray(_files(platter)[JOURNAL][: ends[0]] + bytes(600))
+    assert _opened(_with({JOURNAL: bytes(hole)}))[-1][1] == 4
+
+
+def test_a_commit_index_beyond_the_log_is_cut_to_it():
+    """It is a hint, and never makes a keeper apply what it does not have."""
+    records = BEGIN + record(Kind.ENTRY, index=1) + record(Kind.COMMIT, index=9)
+    assert _opened(_with({JOURNAL: batch(1, records)})).getRaftCommitIndex() == 1
+    assert _opened(_with({JOURNAL: batch(1, BEGIN + record(Kind.COMMIT, index=9))})).getRaftCommitIndex() == 1
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -275,6 +300,39 @@ def test_a_snapshot_that_cannot_be_written_is_left():
     assert storage.durable_index == 7
 
 
+def test_a_journal_that_cannot_be_begun_anew_stops_the_keeper():
+    """With the snapshot in place and the old journal: the next start goes on from both."""
+    platter = Platter(1)
+    storage = _begun(platter, 6)
+    pending = storage.begin_snapshot(b"state", (_entry(3), _entry(4)), {})
+    pending.write()
+    platter.space_bytes = sum(map(len, _files(platter).values())) + 10
+    for _ in range(2):
+        with pytest.raises(JournalFull, match=r"journal\.new cannot be written"):
+            storage.finish(pending)
+        with pytest.raises(JournalFull):
+            storage.sync()
+    storage.close()
+    platter.space_bytes = None
+    storage = _opened(platter)
+    assert (storage.snapshot_index, storage[:]) == (4, [_entry(number) for number in (3, 4, 5, 6)])
+
+
+def test_a_snapshot_that_was_not_synced_is_at_the_next_start():
+    """By a keeper that was told to do without fsync, and no longer is."""
+    for seed in range(30):
+        platter = Platter(seed)
+        storage = Storage(FOLDER, disk=SimulatedDisk(platter), fsync=False, owner="k1")
+        storage.join("c", {})
+        for index in (1, 2, 3):
+            storage.add(*_entry(index))
+        storage.save_snapshot(b"state", (_entry(2), _entry(3)), {})
+        storage.close()
+        before = _seen(_opened(platter))
+        platter.cut_power()
+        assert _seen(_opened(platter)) == before
+
+
 def test_snapshots_may_overtake_each_other():
     """What came while one was written is kept; one that is older than what is there by then is left."""
     platter = Platter(1)
@@ -371,6 +429,9 @@ def test_entries_after_an_installed_snapshot_are_kept_only_if_they_follow_from_i
     storage.setCurrentTerm(2, None)
     assert storage.install_snapshot(_other(last=4, term=2), "k2")
     assert storage[:] == [_entry(3), (b"other", 4, 2)]
+    storage = _begun(Platter(1), 6)
+    assert storage.install_snapshot(_other(last=9, term=3), "k2")
+    assert (storage.getCurrentTerm(), storage.getVotedForNodeId()) == (3, None)
 
 
 def test_folders_of_this_version_are_read_by_later_ones():
