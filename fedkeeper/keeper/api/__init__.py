@@ -1,0 +1,1 @@
+"""The HTTP API of each keeper: `app.open_api`."""
