@@ -179,7 +179,27 @@ async def _lines(log: ClusterLog, _: str, *, lines: list[str]) -> Json:
     return {"rejected": [one.rejected for one in applied if one.rejected]}
 
 
-_DO = {"status": _status, "probe": _probe, "commands": _commands, "lines": _lines}
+async def _load(log: ClusterLog, _: str, *, callers: int, size: int, seconds: float) -> Json:
+    """Writes of `size` bytes by `callers` that each wait for the answer before the next one."""
+    end = time.monotonic() + seconds
+    took_s: list[float] = []
+
+    async def caller(number: int) -> None:
+        value = json.dumps("x" * (size - 2))
+        while (begun := time.monotonic()) < end:
+            await log.propose(PutValue(name=f"load/{number}", value=value, at_ms=0))
+            took_s.append(time.monotonic() - begun)
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    took_s.sort()
+    return {
+        "per_s": len(took_s) / seconds,
+        "p50_ms": took_s[len(took_s) // 2] * 1000,
+        "p99_ms": took_s[int(len(took_s) * 0.99)] * 1000,
+    }
+
+
+_DO = {"load": _load, "status": _status, "probe": _probe, "commands": _commands, "lines": _lines}
 
 
 async def _main(name: str, folder: Path, settings: Json) -> None:

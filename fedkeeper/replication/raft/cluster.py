@@ -128,7 +128,7 @@ class RaftLog:
                         log_._on_applied, node.state, results
                     ),
                     on_installed=lambda: log_._post(log_._on_installed, node.state),
-                    on_change=lambda: log_._post(log_._on_change, node.status()),
+                    on_change=lambda: log_._post(log_._on_change, node.status(), node.failure),
                     snapshot_every=snapshot_every,
                     propose_timeout_s=timeout_s,
                 )
@@ -225,11 +225,10 @@ class RaftLog:
     def _on_fresh(self, status: LogStatus) -> None:
         self._status = status
 
-    def _on_change(self, status: LogStatus) -> None:
+    def _on_change(self, status: LogStatus, failure: FedKeeperError | None) -> None:
         self._status = status
         self._changed.set()
         self._changed = asyncio.Event()
-        failure = self._node.failure
         if failure is not None and not self._failed.done() and not self._closed:
             self._failed.set_exception(failure)
             self._failed.exception()  # whoever does not wait for it need not hear of it
