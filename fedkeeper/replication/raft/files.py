@@ -12,6 +12,7 @@ journal anew as well.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
@@ -32,7 +33,7 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 class PendingSnapshot:
-    """A snapshot on its way to the disk: `write` may run on any thread, `Storage.finish` on the node's."""
+    """A snapshot on its way to the disk: it may be begun and written on any thread."""
 
     def __init__(self, snapshot: Snapshot, path: Path, disk: Disk, *, fsync: bool) -> None:
         self.snapshot = snapshot
@@ -58,7 +59,7 @@ class Files:
         self.snapshot = folder / SNAPSHOT
         self.size = 0  # bytes of the journal that are on disk
         self._number = 0  # of its last batch
-        self._snapshots = 0  # that were begun
+        self._snapshots = itertools.count(1)  # that are begun; on any thread
         self._disk = disk
         self._fsync = fsync
         self._failed: JournalError | None = None
@@ -127,8 +128,7 @@ class Files:
 
     def pending(self, snapshot: Snapshot) -> PendingSnapshot:
         """A file of its own for `snapshot`."""
-        self._snapshots += 1
-        path = self.folder / f"{SNAPSHOT}.{self._snapshots}{NEW}"
+        path = self.folder / f"{SNAPSHOT}.{next(self._snapshots)}{NEW}"
         return PendingSnapshot(snapshot, path, self._disk, fsync=self._fsync)
 
     def put(self, pending: PendingSnapshot) -> None:

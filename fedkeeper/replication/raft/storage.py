@@ -224,7 +224,10 @@ class Storage:
     def begin_snapshot(
         self, state: bytes, last: tuple[Entry, Entry], members: Mapping[str, str]
     ) -> PendingSnapshot:
-        """Prepare one of `state`, which is that after `last[1]` (`last[0]` is the entry before it)."""
+        """Prepare one of `state`, which is that after `last[1]` (`last[0]` is the entry before it).
+
+        This and `PendingSnapshot.write` may run on any thread while the log goes on; `finish` may not.
+        """
         return self._files.pending(
             Snapshot(
                 cluster=self.identity.cluster,
