@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -160,6 +161,17 @@ async def noise(address: Address) -> None:
     assert all(len(answer) < 10 for answer in answers)  # an alert of TLS at most
 
 
+async def crowd(address: Address) -> None:
+    """A hundred connections that are only given up when the keeper closes them: files run out."""
+
+    async def stay() -> None:
+        with contextlib.suppress(OSError):
+            async with connection(address) as (reader, _):
+                await asyncio.wait_for(reader.read(), CLOSED_WITHIN_S)
+
+    await asyncio.gather(*(stay() for _ in range(100)))
+
+
 ATTACKS: dict[str, Attack] = {
     "admin commands": admin_commands,
     "false candidate": false_candidate,
@@ -168,3 +180,13 @@ ATTACKS: dict[str, Attack] = {
     "reconnecting": reconnecting,
     "noise": noise,
 }
+
+
+def main(name: str, port: str, folder: str) -> None:
+    """From a process of its own, so that what it costs is not on the keepers' account."""
+    attacks = {**ATTACKS, "crowd": crowd, "pickle bomb": pickle_bomb(Path(folder) / "owned")}
+    asyncio.run(attacks[name](("127.0.0.1", int(port))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -22,7 +22,7 @@ from tests.replication.raft.certificates import authority
 from tests.replication.raft.network_contract import Node, Recorder
 
 SECRET = "correct horse battery staple"
-QUICK = Limits(keepalive_s=0.2, silence_s=1.5)
+QUICK = Limits(handshake_s=1.0, keepalive_s=0.2, silence_s=1.5)
 
 
 @cache

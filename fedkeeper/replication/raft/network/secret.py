@@ -1,4 +1,4 @@
-"""A secret that all keepers share: who knows it may speak, and nobody else can listen. See ADR 0008.
+"""A secret that all keepers share: who knows it may speak, and nobody else can listen. See ADR 0009.
 
 dialler  → MAGIC nonce ephemeral-key proof      proof = HMAC(secret, "dial" …)
 acceptor → MAGIC nonce ephemeral-key proof      proof = HMAC(secret, "accept" first message …)
