@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
 
 from fedkeeper.core.model import Answer, Applied, DeleteValue, Entry, PutValue, State
 from fedkeeper.core.persistent import Buckets, Recent
@@ -22,60 +24,53 @@ def write(state: State, command: PutValue | DeleteValue) -> Applied:
         return Applied(state=state, rejected=f"the request's id has {len(request)} characters")
     if request and (known := state.answered.get(request)) is not None:
         return Applied(state=state, rejected=known.rejected)
-    problem = _problem(state, command)
-    if problem:
-        after = state
-    elif isinstance(command, PutValue):
-        after = _put(state, command)
-    else:
-        after = _drop(state, command)
+    old = state.kv.get(command.name)
+    grows = _size(command.name, command.value) if isinstance(command, PutValue) else 0
+    grows -= _size(command.name, old.value) if old is not None else 0
+    problem = _problem(state, command, old, grows)
+    changes: dict[str, Any] = {}
+    if not problem:
+        changes = {"kv_version": state.kv_version + 1, "kv_bytes": state.kv_bytes + grows}
+        kv = state.kv if isinstance(state.kv, Buckets) else Buckets(state.kv)
+        if isinstance(command, PutValue):
+            entry = Entry(value=command.value, version=state.kv_version + 1)
+            changes["kv"] = kv.put(command.name, entry)
+        else:
+            changes["kv"] = kv.drop(command.name)
     if request:
-        answer = Answer(version=0 if problem else after.kv_version, rejected=problem)
-        after = replace(after, answered=Recent(after.answered).add(request, answer, limit=ANSWERS_MAX))
-    return Applied(state=after, rejected=problem)
+        answer = Answer(version=changes.get("kv_version", 0), rejected=problem)
+        answered = state.answered if isinstance(state.answered, Recent) else Recent(state.answered)
+        changes["answered"] = answered.add(request, answer, limit=ANSWERS_MAX)
+    return Applied(state=_changed(state, changes), rejected=problem)
 
 
-def _put(state: State, command: PutValue) -> State:
-    old = state.kv.get(command.name)
-    entry = Entry(value=command.value, version=state.kv_version + 1)
-    return replace(
-        state,
-        kv=Buckets(state.kv).put(command.name, entry),
-        kv_version=entry.version,
-        kv_bytes=state.kv_bytes + _bytes(command.name, command.value) - _bytes_of(command.name, old),
-    )
+_NAMES = tuple(field.name for field in fields(State))
+_VALUES = attrgetter(*_NAMES)
 
 
-def _drop(state: State, command: DeleteValue) -> State:
-    return replace(
-        state,
-        kv=Buckets(state.kv).drop(command.name),
-        kv_version=state.kv_version + 1,
-        kv_bytes=state.kv_bytes - _bytes_of(command.name, state.kv.get(command.name)),
-    )
+def _changed(state: State, changes: dict[str, Any]) -> State:
+    """As dataclasses.replace, which takes twice the time: a third of a write."""
+    return State(**{**dict(zip(_NAMES, _VALUES(state), strict=True)), **changes}) if changes else state
 
 
-def _problem(state: State, command: PutValue | DeleteValue) -> str:
+def _problem(state: State, command: PutValue | DeleteValue, old: Entry | None, grows: int) -> str:
     """Why nothing is written; empty if it is."""
-    if not 1 <= len(command.name) <= NAME_CHARS_MAX:
-        return f"a name of {len(command.name)} characters; 1 to {NAME_CHARS_MAX} are possible"
-    old = state.kv.get(command.name)
-    found = old.version if old is not None else 0
+    name = command.name
+    if not 1 <= len(name) <= NAME_CHARS_MAX:
+        return f"a name of {len(name)} characters; 1 to {NAME_CHARS_MAX} are possible"
     if command.fence:
         fence = state.kv.get(command.fence)
         if (fence.version if fence is not None else 0) != command.fence_version:
-            return f"the lock {command.fence!r} is no longer held: {_found(fence)}"
-    if command.expected is not None and command.expected != found:
-        return f"{command.name!r}: expected {_version(command.expected)}, {_found(old)}"
+            return f"{command.fence[:NAME_CHARS_MAX]!r} is not held any more: {_found(fence)}"
+    if command.expected is not None and command.expected != (old.version if old is not None else 0):
+        return f"{name!r}: expected {_version(command.expected)}, {_found(old)}"
     if isinstance(command, DeleteValue):
-        return "" if old is not None else f"{command.name!r} is not there"
-    size = _bytes_of_text(command.value)
-    if size > VALUE_BYTES_MAX:
-        return f"{command.name!r}: a value of {size} bytes; {VALUE_BYTES_MAX} are possible"
-    total = state.kv_bytes + _bytes(command.name, command.value) - _bytes_of(command.name, old)
-    if total > command.total_bytes_max and total > state.kv_bytes:
-        most = command.total_bytes_max
-        return f"{command.name!r}: the dictionary would have {total} bytes; {most} are possible"
+        return "" if old is not None else f"{name!r} is not there"
+    if (size := _bytes(command.value)) > VALUE_BYTES_MAX:
+        return f"{name!r}: a value of {size} bytes; {VALUE_BYTES_MAX} are possible"
+    total = state.kv_bytes + grows
+    if total > command.total_bytes_max and grows > 0:
+        return f"{name!r}: the dictionary would have {total} bytes; {command.total_bytes_max} are possible"
     return ""
 
 
@@ -87,14 +82,10 @@ def _found(entry: Entry | None) -> str:
     return f"found version {entry.version}" if entry is not None else "found nothing"
 
 
-def _bytes_of(name: str, entry: Entry | None) -> int:
-    return _bytes(name, entry.value) if entry is not None else 0
+def _size(name: str, value: str) -> int:
+    return _bytes(name) + _bytes(value)
 
 
-def _bytes(name: str, value: str) -> int:
-    return _bytes_of_text(name) + _bytes_of_text(value)
-
-
-def _bytes_of_text(text: str) -> int:
+def _bytes(text: str) -> int:
     """As UTF-8."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))

@@ -59,7 +59,9 @@ class Buckets(Mapping[str, V]):
         """With `value` under `key`, as its bucket's last entry if it is new."""
         number = _bucket(key)
         bucket = self._buckets[number]
-        return self._with(number, {**bucket, key: value}, self._size + (key not in bucket))
+        changed = bucket.copy()
+        changed[key] = value
+        return self._with(number, changed, self._size + (key not in bucket))
 
     def drop(self, key: str) -> Buckets[V]:
         """Without `key`, which need not be there."""

@@ -1,77 +1,135 @@
-"""Commands and states as lines of JSON with kind and version: for the journal, its snapshots, and later Raft.
+"""Commands and states as lines of JSON with kind and version: for the logs, their snapshots, and the network.
 
-Generic over the dataclasses of `core.model`. A field that is added with a default needs no new version: old
-lines get the default, and an older program refuses lines that hold a field it does not know. A change of
-meaning does need one.
+Generic over the dataclasses of `core.model`; `versions` says since when there is what. A line carries the
+lowest version that can read it, an older program refuses what it does not know.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from fedkeeper.core.model import Command, State
 from fedkeeper.errors import JournalDamaged, JournalError
+from fedkeeper.replication.strict import FAULTS, INT_MAX, Reader, read_command, read_state
+from fedkeeper.replication.versions import COMMANDS, FORMS, VERSION
 
-VERSION: Final = 1
-COMMANDS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in get_args(Command)}
-INT_MAX: Final = 2**53  # of numbers in commands, as of JSON's readers in general; sums of them may go beyond
+__all__ = [
+    "VERSION",
+    "cluster_version",
+    "decode",
+    "decode_batch",
+    "decode_state",
+    "encode",
+    "encode_batch",
+    "encode_state",
+]
 UPGRADE: Final = "it was written by a newer FedKeeper: install that version, or a later one"
 T = TypeVar("T")
 
 # `kind` and `v` stand beside the fields, so no field of a command may be called that.
-assert not any({"kind", "v"} & {field.name for field in fields(kind)} for kind in (*COMMANDS.values(), State))
+assert not any({"kind", "v"} & {field.name for field in fields(kind)} for kind in FORMS)
 
 
-def encode(command: Command) -> bytes:
+def encode(command: Command, *, version: int = VERSION) -> bytes:
     """One line of ASCII JSON without its newline.
 
     Raises JournalError if decoding would not give the same command back (NaN, a wrong type, a number beyond
-    2**53): in a journal such a line would stop every later start.
+    2**53): in a log such a line would stop every keeper, for good. And if keepers of `version` could not read
+    it.
     """
-    return _encode(command, type(command), int_max=INT_MAX)
+    line, needed = _encode(command, type(command), read_command, int_max=INT_MAX)
+    if needed > version:
+        raise JournalError(
+            f"{type(command).__name__} needs keepers of version {needed}",
+            hint=f"the cluster still has keepers of version {version}: upgrade them first",
+        )
+    return line
 
 
 def decode(line: bytes, *, place: str = "") -> Command:
     """The command in `line`. Raises JournalDamaged, which names `place` ("file, line 3") and the fault."""
-    kind, plain = _parse(line, place, int_max=INT_MAX)
-    if kind not in COMMANDS:
-        raise JournalDamaged(f"{place}: unknown kind of command {kind!r}", hint=UPGRADE)
-    command: Command = _convert(plain, COMMANDS[kind], place)
+    command: Command
+    try:
+        command = read_command(line)
+    except FAULTS:
+        kind, plain = _parse(line, place, int_max=INT_MAX)
+        if kind not in COMMANDS:
+            raise JournalDamaged(f"{place}: unknown kind of command {kind!r}", hint=UPGRADE) from None
+        command = _convert(plain, COMMANDS[kind], place)
     return command
 
 
 def encode_batch(lines: Sequence[bytes]) -> bytes:
-    """Lines of `encode` as one entry of a log."""
+    """Encoded commands as one piece: an entry of the Raft log."""
     return b"\n".join(lines)
 
 
-def decode_batch(data: bytes) -> list[bytes]:
-    """The lines in an entry of `encode_batch`."""
-    return data.split(b"\n")
+def decode_batch(batch: bytes) -> list[bytes]:
+    """The encoded commands in it, in their order."""
+    return batch.split(b"\n") if batch else []
+
+
+def cluster_version(state: State) -> int:
+    """What every known keeper can read, the lost ones included: they may come back."""
+    return min((info.version for info in state.keepers.values()), default=VERSION)
 
 
 def encode_state(state: State) -> bytes:
     """As `encode`. The order of mappings is kept: iterating a restored state gives the same order."""
-    return _encode(state, State)
+    return _encode(state, State, read_state)[0]
 
 
 def decode_state(line: bytes, *, place: str = "") -> State:
     """As `decode`."""
-    kind, plain = _parse(line, place)
-    if kind != State.__name__:
-        raise JournalDamaged(f"{place}: expected a State, found {kind!r}", hint=UPGRADE)
-    return _convert(plain, State, place)
-
-
-def _encode(value: Any, kind: type[Any], *, int_max: int | None = None) -> bytes:
     try:
-        plain = {"kind": kind.__name__, "v": VERSION, **_plain(value)}
-        text = json.dumps(plain, separators=(",", ":"), allow_nan=False)
+        state: State = read_state(line)
+    except FAULTS:
+        kind, plain = _parse(line, place)
+        if kind != State.__name__:
+            raise JournalDamaged(f"{place}: expected a State, found {kind!r}", hint=UPGRADE) from None
+        state = _convert(plain, State, place)
+    return state
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+def _mapping(value: object) -> object:
+    if isinstance(value, Mapping):  # not a dict: a read-only view, or one of core.persistent
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} has no place in a command or state")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_mapping)
+
+
+def _encode(value: Any, kind: type[Any], read: Reader, *, int_max: int | None = None) -> tuple[bytes, int]:
+    """The line, and the version that its reader must have."""
+    if kind not in FORMS:
+        raise JournalError(f"a {kind.__name__} cannot be written to the journal: it is no command")
+    plain, needed = FORMS[kind](value)
+    plain = {"kind": kind.__name__, "v": needed, **plain}
+    try:
+        line = _encoder.encode(plain)
+        if not line.isascii():
+            line = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line.decode()).encode("ascii")
+        if read(line) == value:
+            return line, needed
+    except FAULTS:
+        pass
+    return _encode_slowly(value, kind, plain, int_max=int_max), needed
+
+
+def _encode_slowly(value: Any, kind: type[Any], plain: dict[str, Any], *, int_max: int | None) -> bytes:
+    """What msgspec does not write, or does not read back the same; mostly that says what is wrong with it."""
+    try:
+        text = json.dumps(_plain(plain), separators=(",", ":"), allow_nan=False)
         back = _convert(_parse(text, "", int_max=int_max)[1], kind, "")
     except (JournalDamaged, TypeError, ValueError) as exc:
         raise JournalError(f"{kind.__name__} cannot be written to the journal: {exc}") from exc
@@ -83,12 +141,6 @@ def _encode(value: Any, kind: type[Any], *, int_max: int | None = None) -> bytes
 def _plain(value: object) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(value, enc_hook=_mapping)
     return plain
-
-
-def _mapping(value: object) -> object:
-    if isinstance(value, Mapping):  # a read-only view of a dict, for instance
-        return dict(value)
-    raise TypeError(f"a {type(value).__name__} has no place in a command or state")
 
 
 def _parse(line: bytes | str, place: str, *, int_max: int | None = None) -> tuple[str, dict[str, Any]]:

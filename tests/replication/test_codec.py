@@ -77,7 +77,7 @@ def test_what_is_not_a_command_is_refused_with_the_place(line, problem):
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"kind":"Tick","v":2,"epoch":1,"at_ms":1}',
+        b'{"kind":"Tick","v":%d,"epoch":1,"at_ms":1}' % (codec.VERSION + 1),
         b'{"kind":"Tick","v":1,"epoch":1,"at_ms":1,"colour":"red"}',
         b'{"kind":"Tock","v":1}',
     ],

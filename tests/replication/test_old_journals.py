@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fedkeeper.core.machine import apply
@@ -30,15 +31,16 @@ async def test_an_old_journal_comes_to_the_same_state(tmp_path, folder):
     expected = json.loads((folder / "state.json").read_bytes())
     codec.decode_state(json.dumps(expected).encode(), place="state.json")  # it can be read, too
     async with SingleLog.open(tmp_path / "log") as log:
-        now = json.loads(codec.encode_state(log.state))
-    assert _as_far_as(expected, {**now, "v": expected["v"]}) == expected
+        now = msgspec.to_builtins(log.state, enc_hook=dict)
+    del expected["kind"], expected["v"]
+    assert _as_far_as(expected, now) == expected
 
 
 def _as_far_as(old: object, new: object) -> object:
     """What `new` says of what `old` says something of: a field that has been added since is left out."""
     if isinstance(old, dict) and isinstance(new, dict):
         return {key: _as_far_as(old.get(key, value), value) for key, value in new.items() if key in old}
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
         return [_as_far_as(*pair) for pair in zip(old, new, strict=True)]
     return new
 
