@@ -85,11 +85,13 @@ async def deploy(
     in_flight_max: int,
     progress: Progress,
     only_missing: bool = False,
+    before: Callable[[], Awaitable[None]] | None = None,
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
     """Create what is missing and update what differs; a final line per function, in the order given.
 
     `only_missing`: leave active functions alone even if they differ (they are reported as outdated).
+    `before`: awaited right before each is created or updated; what it raises is that function's failure.
     `in_flight_max` bounds the deployments under way at one time. ConfigError for an unknown cluster.
     """
     work = _Work(providers, in_flight_max=in_flight_max, progress=progress, clock=clock or SystemClock())
@@ -102,6 +104,8 @@ async def deploy(
                 problem = "another version of it is deployed"
                 return _line(item.target, LineState.OUTDATED, url=found.url, problem=problem)
         work.progress(_line(item.target, LineState.WORKING))
+        if before is not None:
+            await before()
         deployed = await work.patiently(lambda: provider.deploy(item.package), item.target)
         note = "" if found is None or found.digest else "replaced one that FedKeeper had not deployed"
         state = LineState.CREATED if found is None else LineState.UPDATED

@@ -26,6 +26,8 @@ FedKeeperError
   + OutcomeUnknown             proposed, no answer in time: it may be in the log (definite = False)
   + KeeperStopped              this keeper's log has stopped (disk, damage, removed)
   + MembershipRefused          a change of the members that would not be safe now
+  + EpochOver                  another keeper conducts now: stop
+  + LeaseLost                  nothing was confirmed for too long: claim anew before acting
 + ApiError                     a keeper's HTTP API refused, or could not be reached
   + ApiRefused                 no token, a wrong one, or one that may only read (401, 403)
   + NotThere                   no such entry, run or route (404)
@@ -182,6 +184,14 @@ class KeeperStopped(ClusterError):
 
 class MembershipRefused(ClusterError):
     """The members are not changed: another change is under way, or no majority would be safe."""
+
+
+class EpochOver(ClusterError):
+    """Another keeper conducts, or this one under another epoch. Between the keeper's parts only."""
+
+
+class LeaseLost(ClusterError):
+    """The log confirmed nothing for longer than the lease. Between the keeper's parts only."""
 
 
 class ApiError(FedKeeperError):

@@ -1,5 +1,7 @@
 """Events as JSON lines in `logs/<run>/events.jsonl`, for people on stderr only on demand; never a secret.
 
+Those of a keeper that belong to no run go to its data folder.
+
 A log that cannot be written never stops a run: it is said once on stderr, the lines are kept (bounded)
 and tried again with every further event.
 """
@@ -25,6 +27,8 @@ from pydantic import SecretStr
 PENDING_LINES_MAX: Final = 10_000  # kept while the file cannot be written, and before it is known
 SECRET_CHARS_MIN: Final = 4  # shorter ones would turn ordinary words and numbers into ***
 HIDDEN: Final = "***"
+EVENTS: Final = "events.jsonl"
+OPEN_RUNS_MAX: Final = 16
 
 _secrets: set[str] = set()
 _complaints: set[str] = set()
@@ -124,7 +128,44 @@ class EventFile:
             complain_once(f"events {self._path}", f"{self._path}: cannot write the log ({exc}); going on")
 
 
+class RunFiles:
+    """Events of several runs, each run's in its own file, and one file for all others."""
+
+    def __init__(self, folder: Path, own: Path) -> None:
+        """`folder`/RUN/events.jsonl get those with a `run`, `own` the others."""
+        self._folder = folder
+        self._own = EventFile()
+        self._own.open(own)
+        self._runs: dict[str, EventFile] = {}  # the latest OPEN_RUNS_MAX
+        self._lock = threading.Lock()
+
+    def write(self, line: str, run: object) -> None:
+        """Append `line` where it belongs; never raises for the disk's sake."""
+        self._of(run).write(line)
+
+    def close(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            for file in (self._own, *self._runs.values()):
+                file.close()
+            self._runs.clear()
+
+    def _of(self, run: object) -> EventFile:
+        if not isinstance(run, str) or not run or run.startswith(".") or "/" in run:
+            return self._own
+        with self._lock:
+            file = self._runs.pop(run, None)
+            if file is None:
+                file = EventFile()
+                file.open(self._folder / run / EVENTS)
+            self._runs[run] = file
+            if len(self._runs) > OPEN_RUNS_MAX:
+                self._runs.pop(next(iter(self._runs))).close()
+            return file
+
+
 _file = EventFile()
+_run_files: RunFiles | None = None  # in a keeper, instead of `_file`
 _bound: dict[str, str] = {}  # not context variables: tasks that began earlier must carry the ids too
 
 
@@ -153,17 +194,31 @@ def set_up(*, verbose: bool = False, level: str = "info") -> None:
         root.addHandler(_Bridge(level=logging.WARNING))
 
 
+def to_folders(folder: Path, *, own: Path, keeper: str) -> None:
+    """Append events with a `run` to `folder`/RUN/events.jsonl, others to `own`; each with its `keeper`."""
+    global _run_files  # noqa: PLW0603 - structlog's configuration is global as well
+    _bound["keeper"] = keeper
+    if _run_files is not None:
+        _run_files.close()
+    _run_files = RunFiles(folder, own)
+    _file.close()
+
+
 def to_folder(folder: Path, *, run: str) -> Path:
     """Append events to `folder`/events.jsonl, each with its `run`; returns the file's path."""
     _bound["run"] = run
-    path = folder / "events.jsonl"
+    path = folder / EVENTS
     _file.open(path)
     return path
 
 
 def tear_down() -> None:
-    """Close the file and forget ids, secrets and complaints."""
+    """Close the files and forget ids, secrets and complaints."""
+    global _run_files  # noqa: PLW0603
     _file.close()
+    if _run_files is not None:
+        _run_files.close()
+        _run_files = None
     _bound.clear()
     _secrets.clear()
     _complaints.clear()
@@ -208,7 +263,11 @@ class _Tee:
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         first = {name: event[name] for name in ("at", "level", "event", "run") if name in event}
-        _file.write(json.dumps({**first, **event}, ensure_ascii=False))
+        line = json.dumps({**first, **event}, ensure_ascii=False)
+        if _run_files is None:
+            _file.write(line)
+        else:
+            _run_files.write(line, event.get("run"))
         if self._people is not None:
             sys.stderr.write(self._people(logger, method, dict(event)) + "\n")
         raise structlog.DropEvent

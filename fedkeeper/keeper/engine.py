@@ -1,143 +1,193 @@
 """The engine: performs intents, watches what is under way, and tells the log what came of it.
 
-One instance acts, the conductor. Everything it knows is in the log's state; whatever it does comes back as
-a command. So it can be killed between any two lines: the next one claims the epoch, takes the outbox as it
-stands, asks the store about every key in it, and invokes only what nobody has claimed.
+One instance per epoch acts, on the keeper that conducts. Everything it knows is in the log's state; whatever
+it does comes back as a command. So it can be killed between any two lines: the next one takes the outbox as
+it stands, asks the store about every key in it, and invokes only what nobody has claimed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from fedkeeper.clock import Clock
-from fedkeeper.core.machine import next_due_ms
 from fedkeeper.core.model import (
     Applied,
     Attempt,
     AttemptStatus,
-    ClaimConductor,
     Command,
+    FunctionsDeployed,
     Intent,
-    InvocationFailed,
-    InvocationSent,
     Invoke,
+    Kind,
     Prune,
     Run,
-    State,
-    Tick,
 )
-from fedkeeper.errors import FedKeeperError, ProviderError, StoreError
-from fedkeeper.keeper.invoking import Invoker
-from fedkeeper.keeper.tasks import TaskBook, command_for, invoked_on
-from fedkeeper.providers.base import Activation
+from fedkeeper.errors import (
+    EpochOver,
+    FedKeeperError,
+    JournalError,
+    KeeperStopped,
+    LeaseLost,
+    ProviderError,
+    StoreError,
+    TaskError,
+)
+from fedkeeper.keeper.invoking import Invoker, Order
+from fedkeeper.keeper.lease import Lease
+from fedkeeper.keeper.ports import Deployer, Reports
+from fedkeeper.keeper.proposing import Proposer, outstanding, unfinished
+from fedkeeper.keeper.recording import Recorder
+from fedkeeper.keeper.tasks import book_of
+from fedkeeper.keeper.watching import Pace, Watch
 from fedkeeper.replication.base import Log
 from fedkeeper.weights.base import UpdateStore
 
 log = structlog.get_logger(__name__)
 
-CLOCK_SKEW_MS = 60_000  # how far a platform's clock may be from ours when its records are searched
+RETIRE_S = 2.0  # for effects that were under way when the epoch ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How often the engine looks, in seconds."""
+class Tools:
+    """What a keeper acts with; the same over all its epochs."""
 
-    poll_min_s: float = 0.05  # right after something arrived
-    poll_max_s: float = 0.25  # when nothing has arrived for a while
-    follow_s: float = 1.0  # between looks at the platforms' activation records
-    keep_rounds: int = 2  # whose weights and updates stay in the store
+    store: UpdateStore
+    invoker: Invoker
+    deployer: Deployer
+    reports: Reports
+    clock: Clock
+    pace: Pace
 
 
 class Engine:
-    """Conducts every run in the log. `run()` works until it is cancelled."""
+    """Conducts every run in the log under one epoch, which its keeper has claimed already."""
 
     def __init__(
-        self,
-        *,
-        keeper: str,
-        log: Log,
-        store: UpdateStore,
-        invoker: Invoker,
-        books: Callable[[Run], TaskBook],
-        clock: Clock,
-        pace: Pace,
+        self, *, keeper: str, epoch: int, log: Log, tools: Tools, lease: Lease, grace_s: float = 0.0
     ) -> None:
-        self._keeper = keeper
+        """`grace_s`: time that the last conductor, which lives, has to tell what it was just sending."""
+        self.lease = lease
         self._log = log
-        self._store = store
-        self._invoker = invoker
-        self._books = books
-        self._clock = clock
-        self._pace = pace
-        self._epoch = 0
-        self._ahead_ms = 0  # by how much the log's time was ahead of our clock when we took over
-        self._changed = asyncio.Event()
+        self._tools = tools
+        self._grace_s = grace_s
+        self._proposer = Proposer(keeper=keeper, epoch=epoch, log=log, lease=lease, clock=tools.clock)
+        self._watch = Watch(
+            proposer=self._proposer,
+            store=tools.store,
+            providers=tools.invoker.providers,
+            clock=tools.clock,
+            pace=tools.pace,
+        )
+        self._recorder = Recorder(
+            log=log,
+            providers=tools.invoker.providers,
+            reports=tools.reports,
+            lease=lease,
+            clock=tools.clock,
+        )
+        self._changed = asyncio.Event()  # there may be work now
         self._tasks: set[asyncio.Task[None]] = set()  # one per intent under way: bounded by the outbox
-        self._failure: asyncio.Future[None] | None = None
-        self._followed_ms = 0
+        self._end: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Claim the epoch, take over what is under way, then act until cancelled.
+        """Take over what is under way, then act; return when the epoch is over.
 
-        Raises whatever makes going on impossible (StoreUnavailable after its limit, JournalError, …).
+        Raises LeaseLost when the log confirmed nothing for too long, and whatever makes going on impossible
+        (StoreUnavailable after its limit, JournalError, …).
         """
-        self._failure = asyncio.get_running_loop().create_future()
-        await self._claim()
+        self._end = asyncio.get_running_loop().create_future()
         stop = self._log.listen(self._on_applied)
-        watching = asyncio.ensure_future(self._watch())
+        # What becomes of attempts from here on comes by the listener.
+        unsure = [one for _, one in outstanding(self._log.state) if one.status is AttemptStatus.SENDING]
         try:
-            await self._take_over()
-            await asyncio.wait({watching, self._failure}, return_when=asyncio.FIRST_COMPLETED)
-            for done in (watching, self._failure):
-                if done.done():
-                    done.result()
+            if self._proposer.over():
+                return
+            self._start(self._act(unsure))
+            self._start(self._keep_lease())
+            self._start(self._recorder.run())
+            try:
+                await self._end
+            except EpochOver:
+                self.lease.revoke()
+                await self.lease.drain(RETIRE_S)  # what the platforms say now, the next conductor is told
+            except LeaseLost:
+                self.lease.revoke()
+                await self.lease.drain(RETIRE_S)
+                raise
         finally:
             stop()
-            for task in (watching, *self._tasks):
+            self.lease.revoke()
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(watching, *self._tasks, return_exceptions=True)
-            self._failure.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- becoming the conductor ------------------------------------------------------------------
 
-    async def _claim(self) -> None:
-        # The last conductor's clock may have been ahead of ours: deadlines must not wait for the difference.
-        self._ahead_ms = max(0, self._log.state.now_ms - self._clock.now_ms())
-        applied = await self._log.propose(
-            ClaimConductor(keeper=self._keeper, expected_epoch=self._log.state.epoch, at_ms=self._now_ms())
-        )
-        if applied.rejected:
-            raise FedKeeperError(f"keeper {self._keeper} could not become the conductor: {applied.rejected}")
-        self._epoch = applied.state.epoch
+    async def _act(self, unsure: Collection[Attempt]) -> None:
+        await self._take_over(unsure)
+        await self._watch.run()
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, unsure: Collection[Attempt]) -> None:
         """Re-attach: what has an activation is watched, what was claimed is found, the rest is invoked."""
-        unsure = [one for _, one in _outstanding(self._log.state) if one.status is AttemptStatus.SENDING]
         if not unsure:
             return
-        keys = [attempt.key for attempt in unsure]
-        claims = await self._store.claims(keys)
-        known = await self._store.outcomes(keys)
+        keys = [attempt.key for attempt in unsure if attempt.kind is not Kind.DEPLOY]
+        claims = await self._tools.store.claims(keys)
+        known = await self._tools.store.outcomes(keys)
         for attempt in unsure:
-            if attempt.key in claims:
-                await self._propose(self._sent(attempt.key, claims[attempt.key].activation_id))
-            elif attempt.key not in known:
-                self._start(self._perform(Invoke(run=attempt.run, key=attempt.key)))
-        log.info("took over", attempts=len(keys), already_running=len(claims), already_done=len(known))
+            if attempt.key not in claims and attempt.key not in known:
+                self._start(self._perform_again(Invoke(run=attempt.run, key=attempt.key)))
+        async with asyncio.TaskGroup() as group:  # together, so that they share a message and an fsync
+            for key, claim in claims.items():
+                group.create_task(self._proposer.sent(key, claim.activation_id))
+        log.info("took over", attempts=len(unsure), already_running=len(claims), already_done=len(known))
+
+    async def _perform_again(self, intent: Invoke) -> None:
+        if self._grace_s:
+            await self._tools.clock.sleep(self._grace_s)
+        await self._perform(intent)
+
+    # --- the lease -------------------------------------------------------------------------------
+
+    async def _keep_lease(self) -> None:
+        """Renew it while there is work and nothing else does. LeaseLost if that could not be done in time."""
+        lease = self.lease
+        while True:
+            self._changed.clear()
+            if not unfinished(self._log.state):
+                await _first((self._changed, lease.wanted))
+                if lease.wanted.is_set():
+                    await self._proposer.renew()
+                continue
+            if not lease.held():  # it ran out while there was nothing to do, which is no loss
+                await self._proposer.renew()
+            while unfinished(self._log.state):
+                wait_s = lease.left_s() - lease.lease_s * 2 / 3
+                if wait_s > 0:
+                    await self._tools.clock.sleep(wait_s)
+                    continue
+                if lease.held():
+                    await self._proposer.renew()
+                if not lease.held():
+                    raise LeaseLost(f"nothing was confirmed for {lease.lease_s:g} s")
 
     # --- intents -> effects -> commands -------------------------------------------------------------
 
     def _on_applied(self, command: Command, applied: Applied) -> None:
+        if self._proposer.over():
+            self._finish(EpochOver("another epoch has begun"))
+            return
         if applied.rejected:
             log.info("rejected", command=type(command).__name__, reason=applied.rejected)
         for intent in applied.intents:
             self._start(self._perform(intent))
         self._changed.set()
+        self._watch.changed.set()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -146,149 +196,98 @@ class Engine:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        if self._failure is not None and not self._failure.done():
-            self._failure.set_exception(task.exception() or FedKeeperError("lost"))
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._finish(exc)
+
+    def _finish(self, exc: BaseException) -> None:
+        if isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(exc)
 
     async def _perform(self, intent: Intent) -> None:
         match intent:
             case Invoke():
-                await self._invoke(intent)
+                run = self._log.state.runs.get(intent.run)
+                attempt = run.outbox.get(intent.key) if run is not None else None
+                if run is None or attempt is None or attempt.status is not AttemptStatus.SENDING:
+                    return  # answered or abandoned before its turn came
+                if attempt.kind is Kind.DEPLOY:
+                    await self._deploy(run, attempt)
+                else:
+                    await self._invoke(run, attempt)
             case Prune():
                 await self._prune(intent)
             case _:
                 pass  # for the reports
 
-    async def _invoke(self, intent: Invoke) -> None:
-        run = self._log.state.runs.get(intent.run)
-        attempt = run.outbox.get(intent.key) if run is not None else None
-        if run is None or attempt is None or attempt.status is not AttemptStatus.SENDING:
-            return  # answered or abandoned before its turn came
-        command = await self._invoker.invoke(self._books(run).call(run, attempt), attempt, epoch=self._epoch)
-        if command is not None:
-            await self._propose(command)
+    async def _deploy(self, run: Run, attempt: Attempt) -> None:
+        try:
+            async with self.lease.effect():
+                done = await self._tools.deployer.deploy(run.spec, self.lease.hold)
+                await self._proposer.propose(
+                    FunctionsDeployed(
+                        key=attempt.key,
+                        urls=done.urls,
+                        summary=done.summary,
+                        epoch=self._proposer.epoch,
+                        at_ms=self._proposer.now_ms(),
+                    )
+                )
+        except (EpochOver, KeeperStopped, JournalError):
+            raise
+        except FedKeeperError as exc:
+            log.warning("deployment failed", run=run.spec.run, problem=str(exc))
+            await self._proposer.failed(attempt.key, f"{exc}{f' ({exc.hint})' if exc.hint else ''}")
+
+    async def _invoke(self, run: Run, attempt: Attempt) -> None:
+        async def taken(activation_id: str) -> None:
+            await self._proposer.sent(attempt.key, activation_id)
+
+        async def redeploy() -> None:
+            await self._tools.deployer.redeploy(run.spec, call.cluster, call.function, self.lease.hold)
+
+        try:
+            call = book_of(run).call(run, attempt)
+            await self._tools.invoker.send(
+                Order(
+                    call=call,
+                    attempt=attempt,
+                    lease=self.lease,
+                    now_ms=self._proposer.now_ms,
+                    taken=taken,
+                    redeploy=redeploy,
+                )
+            )
+        except (ProviderError, TaskError) as exc:
+            problem = str(exc)
+            log.warning(
+                "invocation failed",
+                run=run.spec.run,
+                key=attempt.key,
+                problem=problem,
+                definite=exc.definite,
+            )
+            await self._proposer.failed(attempt.key, problem)
 
     async def _prune(self, intent: Prune) -> None:
-        before = intent.before_round - self._pace.keep_rounds + 1
+        before = intent.before_round - self._tools.pace.keep_rounds + 1
         if before <= 0:
             return
         try:
-            removed = await self._store.prune(intent.run, before_round=before)
+            async with self.lease.effect():
+                removed = await self._tools.store.prune(intent.run, before_round=before)
         except StoreError as exc:
             log.warning("could not prune", run=intent.run, before_round=before, problem=str(exc))
             return  # the next round's pruning covers these as well
         log.debug("pruned", run=intent.run, before_round=before, objects=removed)
 
-    # --- watching ---------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Look at the store, then at the platforms, then at the clock; look more often while things move."""
-        wait_s = self._pace.poll_min_s
-        while True:
-            moved = await self._collect()
-            moved += await self._follow()
-            moved += await self._tick()
-            wait_s = self._pace.poll_min_s if moved else min(wait_s * 1.5, self._pace.poll_max_s)
-            await self._pause(wait_s)
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, but not past the next deadline, and not if something to wait for has just appeared."""
-        due_ms = next_due_ms(self._log.state)
-        if due_ms is not None:
-            seconds = min(seconds, max(0.0, (due_ms - self._now_ms()) / 1000))
-        if next(_outstanding(self._log.state), None) is None:
-            self._changed.clear()
-            await self._changed.wait()
-            return
-        await self._clock.sleep(max(seconds, 0.001))
-
-    async def _collect(self) -> int:
-        """Ask the store about every outstanding key, in one query."""
-        waiting = {one.key: (run, one) for run, one in _outstanding(self._log.state)}
-        if not waiting:
-            return 0
-        outcomes = await self._store.outcomes(waiting.keys())
-        for key, outcome in outcomes.items():
-            run, attempt = waiting[key]
-            if not attempt.activation_id and outcome.activation_id:
-                await self._propose(self._sent(key, outcome.activation_id))
-            applied = await self._propose(
-                command_for(run, attempt, outcome, epoch=self._epoch, at_ms=self._now_ms())
-            )
-            if applied.rejected and self._is_outstanding(run.spec.run, key):
-                # It would come up, and be rejected, at every look: it is a failed attempt.
-                await self._propose(self._failed(key, applied.rejected))
-        return len(outcomes)
-
-    async def _follow(self) -> int:
-        """Ask the platforms what has ended: an activation that left no outcome in the store has failed."""
-        now_ms = self._now_ms()
-        if now_ms - self._followed_ms < self._pace.follow_s * 1000:
-            return 0
-        self._followed_ms = now_ms
-        by_cluster: dict[str, dict[str, Attempt]] = {}
-        for run, attempt in _outstanding(self._log.state):
-            if attempt.activation_id:
-                by_cluster.setdefault(invoked_on(run, attempt)[0], {})[attempt.activation_id] = attempt
-        ended = 0
-        for cluster, attempts in by_cluster.items():
-            since_ms = min(attempt.sent_ms for attempt in attempts.values()) - CLOCK_SKEW_MS
-            try:
-                records = await self._invoker.providers[cluster].ended(attempts.keys(), since_ms=since_ms)
-            except ProviderError as exc:
-                log.warning("could not follow up", cluster=cluster, problem=str(exc))
-                continue
-            ended += await self._settle((attempts[one], record) for one, record in records.items())
-        return ended
-
-    async def _settle(self, ended: Iterable[tuple[Attempt, Activation]]) -> int:
-        """Activations that have ended: what they published counts, silence is failure."""
-        over = {attempt.key: record for attempt, record in ended}
-        if not over:
-            return 0
-        # Asked after the end was seen: a function publishes before it returns.
-        outcomes = await self._store.outcomes(over.keys())
-        claims = await self._store.claims([key for key in over if key not in outcomes])
-        for key, record in over.items():
-            claim = claims.get(key)
-            if key in outcomes:
-                continue  # the next look at the store takes it in
-            if claim is not None and claim.activation_id != record.activation_id:
-                await self._propose(self._sent(key, claim.activation_id))  # another one holds the key
-                continue
-            reason = record.reason or f"ended ({record.status}) and left no result"
-            await self._propose(self._failed(key, reason))
-        return len(over)
-
-    async def _tick(self) -> int:
-        due_ms = next_due_ms(self._log.state)
-        if due_ms is None or due_ms > self._now_ms():
-            return 0
-        await self._propose(Tick(epoch=self._epoch, at_ms=self._now_ms()))
-        return 1
-
-    # --- telling the log ---------------------------------------------------------------------------------
-
-    def _now_ms(self) -> int:
-        """The log's time: what commands are stamped with, and deadlines are compared to."""
-        return self._clock.now_ms() + self._ahead_ms
-
-    def _sent(self, key: str, activation_id: str) -> InvocationSent:
-        return InvocationSent(key=key, activation_id=activation_id, epoch=self._epoch, at_ms=self._now_ms())
-
-    def _failed(self, key: str, reason: str) -> InvocationFailed:
-        return InvocationFailed(key=key, reason=reason, epoch=self._epoch, at_ms=self._now_ms())
-
-    def _is_outstanding(self, run: str, key: str) -> bool:
-        return run in self._log.state.runs and key in self._log.state.runs[run].outbox
-
-    async def _propose(self, command: Command) -> Applied:
-        return await self._log.propose(command)
-
-
-def _outstanding(state: State) -> Iterator[tuple[Run, Attempt]]:
-    """Every attempt without an answer yet, sent or not."""
-    for run in state.runs.values():
-        for attempt in run.outbox.values():
-            yield run, attempt
+async def _first(events: Collection[asyncio.Event]) -> None:
+    """Return when one of `events` is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()

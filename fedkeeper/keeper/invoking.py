@@ -1,4 +1,4 @@
-"""The effect behind `Invoke`: takes an intent, returns a command, touches no state."""
+"""Sending an invocation until the platform has taken it, or has said no, or nobody can tell."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from dataclasses import dataclass, field
 import structlog
 
 from fedkeeper.clock import Clock
-from fedkeeper.core.model import Attempt, Command, InvocationFailed, InvocationSent
-from fedkeeper.errors import FunctionMissing, InvocationUnknown, ProviderError, ProviderUnavailable, Throttled
+from fedkeeper.core.model import Attempt
+from fedkeeper.errors import FunctionMissing, InvocationUnknown, ProviderUnavailable, Throttled
+from fedkeeper.keeper.lease import Lease
 from fedkeeper.keeper.tasks import Call
 from fedkeeper.providers.base import Provider
 from fedkeeper.weights.base import UpdateStore
 
 log = structlog.get_logger(__name__)
 
-Redeploy = Callable[[str, str], Awaitable[None]]  # cluster, function
-
 LOOK_AGAIN_S = 2.0  # after an unanswered request, before the store is asked who claimed the key
 PAUSE_S_MAX = 4.0
 SAME_KEY_MAX = 3  # sendings of one key; the function's claim makes a second one harmless
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One invocation, and under which circumstances it may be sent."""
+
+    call: Call
+    attempt: Attempt
+    lease: Lease
+    now_ms: Callable[[], int]  # the log's time, in which the attempt's deadline is
+    taken: Callable[[str], Awaitable[None]]  # told the activation's ID, as a part of the effect
+    redeploy: Callable[[], Awaitable[None]]  # puts a function that is missing back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,65 +42,72 @@ class Invoker:
     providers: Mapping[str, Provider]
     store: UpdateStore
     clock: Clock
-    redeploy: Redeploy
     in_flight_max: Callable[[str], int]  # requests at once, by cluster
     platform_wait_s: (
         float  # for a platform that cannot be reached: nothing was sent, so sending again is safe
     )
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
-    async def invoke(self, call: Call, attempt: Attempt, *, epoch: int) -> Command | None:
-        """Send `call`; return what became of that. None: nobody knows, the attempt's deadline decides."""
-        slots = self._slots.setdefault(call.cluster, asyncio.Semaphore(self.in_flight_max(call.cluster)))
-        async with slots:
-            try:
-                activation_id = await self._send(call, attempt)
-            except ProviderError as exc:
-                log.warning("invocation failed", key=attempt.key, problem=str(exc), definite=exc.definite)
-                return InvocationFailed(
-                    key=attempt.key, reason=str(exc), epoch=epoch, at_ms=self.clock.now_ms()
-                )
-        if activation_id is None:
-            return None
-        return InvocationSent(
-            key=attempt.key, activation_id=activation_id, epoch=epoch, at_ms=self.clock.now_ms()
-        )
+    async def send(self, order: Order) -> None:
+        """Send until it is taken, or nobody can tell, and the attempt's deadline decides.
 
-    async def _send(self, call: Call, attempt: Attempt) -> str | None:
-        """Send until the platform has taken it. Bounded by SAME_KEY_MAX and the attempt's deadline."""
+        Bounded by SAME_KEY_MAX and by the attempt's deadline. Raises ProviderError if it failed, EpochOver
+        when the lease is gone for good.
+        """
+        cluster = order.call.cluster
+        slots = self._slots.setdefault(cluster, asyncio.Semaphore(self.in_flight_max(cluster)))
+        async with slots:
+            await self._send(order)
+
+    async def _send(self, order: Order) -> None:
+        call, attempt = order.call, order.attempt
         provider = self.providers[call.cluster]
         sendings = 0
         waited_s, pause_s = 0.0, 0.25
-        while self.clock.now_ms() < attempt.deadline_ms:
+        while order.now_ms() < attempt.deadline_ms:
             try:
-                return await provider.invoke(
-                    call.function, call.payload, key=attempt.key, timeout_s=call.timeout_s
-                )
+                async with order.lease.effect():
+                    activation_id = await provider.invoke(
+                        call.function, call.payload, key=attempt.key, timeout_s=call.timeout_s
+                    )
+                    await order.taken(activation_id)
+                    return
             except Throttled as exc:
-                left_s = (attempt.deadline_ms - self.clock.now_ms()) / 1000
+                left_s = (attempt.deadline_ms - order.now_ms()) / 1000
                 if exc.retry_after_s >= left_s:
                     raise
-                log.info("throttled", key=attempt.key, cluster=call.cluster, wait_s=exc.retry_after_s)
+                log.info(
+                    "throttled",
+                    run=attempt.run,
+                    key=attempt.key,
+                    cluster=call.cluster,
+                    wait_s=exc.retry_after_s,
+                )
                 await self.clock.sleep(exc.retry_after_s)
             except ProviderUnavailable as exc:
                 if waited_s + pause_s > self.platform_wait_s:
                     raise
-                log.info("platform away", key=attempt.key, problem=str(exc), wait_s=pause_s)
+                log.info("platform away", run=attempt.run, key=attempt.key, problem=str(exc), wait_s=pause_s)
                 await self.clock.sleep(pause_s)
                 waited_s, pause_s = waited_s + pause_s, min(pause_s * 2, PAUSE_S_MAX)
             except FunctionMissing:
                 sendings += 1
                 if sendings >= SAME_KEY_MAX:
                     raise
-                log.warning("function missing, deploying it", cluster=call.cluster, function=call.function)
-                await self.redeploy(call.cluster, call.function)
+                log.warning(
+                    "function missing, deploying it",
+                    run=attempt.run,
+                    cluster=call.cluster,
+                    function=call.function,
+                )
+                await order.redeploy()
             except InvocationUnknown as exc:
                 sendings += 1
-                log.warning("no answer to an invocation", key=attempt.key, problem=str(exc))
+                log.warning("no answer to an invocation", run=attempt.run, key=attempt.key, problem=str(exc))
                 await self.clock.sleep(LOOK_AGAIN_S)
                 claim = (await self.store.claims([attempt.key])).get(attempt.key)
                 if claim is not None:
-                    return claim.activation_id
+                    await order.taken(claim.activation_id)
+                    return
                 if sendings >= SAME_KEY_MAX:
-                    return None
-        return None
+                    return

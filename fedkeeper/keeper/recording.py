@@ -1,16 +1,20 @@
-"""What the platforms say of each ended attempt, fetched beside the rounds and handed to the reports."""
+"""What is reported of the runs by the keeper that conducts, beside the rounds and never in their way."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 import structlog
 
 from fedkeeper.clock import Clock
-from fedkeeper.core.model import Applied, Attempt, AttemptStatus, Command, Run
-from fedkeeper.errors import ProviderError
+from fedkeeper.core.machine import ENDED
+from fedkeeper.core.model import Applied, Attempt, AttemptStatus, Command, Kind, RoundCommitted, Run, State
+from fedkeeper.errors import EpochOver, FedKeeperError, ProviderError
+from fedkeeper.keeper.lease import Lease
+from fedkeeper.keeper.ports import Record, Reports
 from fedkeeper.keeper.tasks import invoked_on
 from fedkeeper.providers.base import Activation, Provider
 from fedkeeper.replication.base import Log
@@ -20,87 +24,139 @@ log = structlog.get_logger(__name__)
 FETCHES_AT_ONCE = 8
 TRIES_MAX = 4  # a platform writes its record a moment after the function has returned
 TRY_AGAIN_S = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """An ended attempt, and the platform's record of its activation (None: it keeps none)."""
-
-    attempt: Attempt
-    cluster: str
-    platform: str
-    function: str
-    activation: Activation | None
+RECORDS_WAIT_S = 15.0  # for the records of the last round, after the run has ended
+RECENT_MS = 600_000  # a run that ended this long ago, or longer, has its reports from those who saw it
 
 
 class Recorder:
-    """Listens to the log; each ended attempt of `run` is handed to `sink`, those of the past as well."""
+    """One epoch's. Hands each run's rounds and ended attempts to the reports, those of the past as well."""
 
     def __init__(
         self,
         *,
-        run: str,
         log: Log,
         providers: Mapping[str, Provider],
-        sink: Callable[[Record], None],
+        reports: Reports,
+        lease: Lease,
         clock: Clock,
     ) -> None:
+        self._log = log
         self._providers = providers
-        self._sink = sink
+        self._reports = reports
+        self._lease = lease
         self._clock = clock
-        self._run = run
-        self._known: set[tuple[str, AttemptStatus]] = set()
+        self._all: Mapping[str, Run] = {}  # as last looked at
+        self._runs: dict[str, Run] = {}  # those of them that are reported
+        self._known: dict[str, set[tuple[str, AttemptStatus]]] = {}
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()  # bounded by the attempts of two rounds
-        self._stop = log.listen(self._on_applied)
-        if run in log.state.runs:
-            self._note(log.state.runs[run])  # what ended while nobody was recording
+        self._tasks: dict[str, set[asyncio.Task[None]]] = {}  # by run; bounded by the attempts of two rounds
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        stop = self._log.listen(self._on_applied)
+        try:
+            for run in _worth_reporting(self._log.state):
+                self._look(run, committed=False)
+            await asyncio.get_running_loop().create_future()
+        finally:
+            stop()
+            tasks = [task for tasks in self._tasks.values() for task in tasks]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_applied(self, command: Command, applied: Applied) -> None:
-        if any(intent.run == self._run for intent in applied.intents):
-            self._note(applied.state.runs[self._run])
+        if applied.state.runs is self._all:
+            return
+        self._all = applied.state.runs
+        committed = {intent.run for intent in applied.intents if isinstance(intent, RoundCommitted)}
+        for name in self._runs.keys() - applied.state.runs.keys():
+            self._drop(name)
+        for name, run in applied.state.runs.items():
+            known = self._runs.get(name)
+            if known is not run and (known is not None or run.phase not in ENDED):
+                self._look(run, committed=name in committed)
 
-    def _note(self, run: Run) -> None:
+    def _look(self, run: Run, *, committed: bool) -> None:
+        name = run.spec.run
+        before = self._runs.get(name)
+        self._runs[name] = run
+        if before is None:
+            self._known[name] = set()
+            self._spawn(name, self._lawfully(lambda: self._reports.begin(run)))
+        elif committed:
+            self._spawn(name, self._lawfully(lambda: self._reports.changed(run)))
+        known = self._known[name]
         for attempt in run.ended:
             seen = (attempt.key, attempt.status)  # an update that counted may be refused later
-            if seen not in self._known:
-                self._known.add(seen)
-                task = asyncio.ensure_future(self._record(run, attempt))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            if seen not in known and attempt.kind is not Kind.DEPLOY:
+                known.add(seen)
+                self._spawn(name, self._record(run, attempt))
+        if run.phase in ENDED and (before is None or before.phase not in ENDED):
+            self._spawn(name, self._end(run, tuple(self._tasks.get(name, ()))))
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        tasks = self._tasks.setdefault(name, set())
+        task = asyncio.ensure_future(_until_over(work))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _lawfully(self, write: Callable[[], None]) -> None:
+        """Only who conducts writes: on a shared folder two would mix their lines."""
+        await self._lease.hold()
+        write()
 
     async def _record(self, run: Run, attempt: Attempt) -> None:
         cluster, function = invoked_on(run, attempt)
         provider = self._providers[cluster]
-        activation = None
         async with self._slots:
-            for _ in range(TRIES_MAX if attempt.activation_id else 0):
-                try:
-                    activation = await provider.activation(attempt.activation_id)
-                except ProviderError as exc:
-                    log.warning("no activation record", key=attempt.key, problem=str(exc))
-                    break
-                if activation is not None:
-                    break
-                await self._clock.sleep(TRY_AGAIN_S)
-        self._sink(
-            Record(
-                attempt=attempt,
-                cluster=cluster,
-                platform=provider.platform,
-                function=function,
-                activation=activation,
-            )
+            activation = await self._fetch(provider, attempt) if attempt.activation_id else None
+        record = Record(
+            attempt=attempt,
+            cluster=cluster,
+            platform=provider.platform,
+            function=function,
+            activation=activation,
         )
+        await self._lawfully(lambda: self._reports.record(record))
 
-    async def drain(self, timeout_s: float) -> None:
-        """Wait for the records that are still being fetched, at most `timeout_s`."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+    async def _fetch(self, provider: Provider, attempt: Attempt) -> Activation | None:
+        for _ in range(TRIES_MAX):
+            try:
+                activation = await provider.activation(attempt.activation_id)
+            except ProviderError as exc:
+                log.warning("no activation record", run=attempt.run, key=attempt.key, problem=str(exc))
+                return None
+            if activation is not None:
+                return activation
+            await self._clock.sleep(TRY_AGAIN_S)
+        return None
 
-    async def close(self) -> None:
-        """Stop listening; what is still being fetched is dropped (the next start fetches it)."""
-        self._stop()
-        for task in tuple(self._tasks):
+    async def _end(self, run: Run, before: tuple[asyncio.Task[None], ...]) -> None:
+        """Once its records are in, or RECORDS_WAIT_S later."""
+        if before:
+            await asyncio.wait(before, timeout=RECORDS_WAIT_S)
+        await self._lease.hold()
+        try:
+            await self._reports.ended(run)
+        except (FedKeeperError, OSError) as exc:
+            log.warning("the run's reports are not complete", run=run.spec.run, problem=str(exc))
+
+    def _drop(self, name: str) -> None:
+        """The run was forgotten."""
+        del self._runs[name], self._known[name]
+        for task in self._tasks.pop(name, set()):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _until_over(work: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(EpochOver):
+        await work
+
+
+def _worth_reporting(state: State) -> list[Run]:
+    return [
+        run
+        for run in state.runs.values()
+        if run.phase not in ENDED or run.ended_ms > state.now_ms - RECENT_MS
+    ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from fedkeeper.core.model import (
     Attempt,
@@ -56,21 +59,29 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskBook:
-    """What a run's functions are told, beyond what the core knows."""
+    """What a run's functions are told beyond what the core knows: `RunSpec.book`, for any keeper to tell.
+
+    No secrets: it is in the replicated log.
+    """
 
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec
     partition: PartitionSpec
     max_model_bytes: int
-    client_urls: Mapping[str, str]  # of clients on the invoker route: where they are invoked
+    config: Mapping[str, Any] = field(default_factory=dict)  # the experiment's, redacted, for the reports
+    fingerprint: Mapping[str, str] = field(default_factory=dict)  # what of it defines the run
+
+    def text(self) -> str:
+        """As it stands in a RunSpec."""
+        return msgspec.json.encode(self, order="sorted").decode()
 
     def call(self, run: Run, attempt: Attempt) -> Call:
         """The invocation that carries `attempt` out."""
         spec = run.spec
         match attempt.kind:
             case Kind.DEPLOY:
-                raise ValueError(f"{attempt.key}: to deploy is no invocation")
+                raise TaskError(f"{attempt.key}: deploying is no invocation")
             case Kind.INIT:
                 return self._server(run, INIT_FUNCTION, self.init_task(run, attempt.key))
             case Kind.AGGREGATE:
@@ -86,11 +97,14 @@ class TaskBook:
                         payload=encode(task),
                         timeout_s=timeout_s,
                     )
+                url = run.urls.get(place.client, "")
+                if not url:
+                    raise TaskError(f"run {spec.run}: it is not known where {place.client} is invoked")
                 forward = ForwardTask(
                     train=task,
                     cluster=place.cluster,
                     function=place.client,
-                    url=self.client_urls[place.client],
+                    url=url,
                     timeout_s=timeout_s,
                 )
                 return Call(
@@ -152,8 +166,23 @@ class TaskBook:
         )
 
 
+def book_of(run: Run) -> TaskBook:
+    """What the run's functions are told. TaskError if a newer FedKeeper wrote it, or nobody did."""
+    return _book(run.spec.book)
+
+
+@functools.lru_cache(maxsize=64)
+def _book(text: str) -> TaskBook:
+    try:
+        return msgspec.json.decode(text, type=TaskBook)
+    except msgspec.DecodeError as exc:
+        raise TaskError(f"what the functions are to be told cannot be read: {exc}") from exc
+
+
 def invoked_on(run: Run, attempt: Attempt) -> tuple[str, str]:
     """Cluster and function that an attempt's activation ID belongs to."""
+    if attempt.kind is Kind.DEPLOY:
+        return run.spec.server_cluster, ""
     if attempt.kind is Kind.INIT:
         return run.spec.server_cluster, INIT_FUNCTION
     if attempt.kind is Kind.AGGREGATE:
@@ -178,7 +207,7 @@ def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms:
     key = attempt.key
     match attempt.kind:
         case Kind.DEPLOY:
-            raise TaskError("no function deploys")
+            raise TaskError(f"{key}: deploying leaves nothing in the store")
         case Kind.INIT:
             made = decode(InitResult, outcome.result)
             return WeightsInitialised(

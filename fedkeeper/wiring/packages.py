@@ -32,6 +32,7 @@ class Packages:
     scenario: str
     store: StoreAddress | None = field(repr=False)
     access: Mapping[str, ClientAccess] = field(repr=False)
+    clients: frozenset[str] = frozenset()  # of a run, where the config may have others by now
     _archives: dict[tuple[Path, str, bool], bytes] = field(default_factory=dict, repr=False)
 
     def wanted(self, target: Target) -> Wanted:
@@ -70,7 +71,9 @@ class Packages:
     def _source_of(self, function: str) -> str:
         """A client's function is a copy of the client function; every other one is its own."""
         learning = self._learning()
-        if learning is not None and function in {place.client for place in self.experiment.placements()}:
+        if learning is not None and (
+            function in self.clients or function in {place.client for place in self.experiment.placements()}
+        ):
             return learning.client_function
         return function
 

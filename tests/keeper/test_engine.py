@@ -9,7 +9,7 @@ from fedkeeper.clock import SystemClock
 from fedkeeper.core.model import AttemptStatus, Phase, SubmitRun
 from fedkeeper.errors import InvocationUnknown, ProviderUnavailable, StoreUnavailable
 from fedkeeper.runtime.wire import AggregateResult, Refused, encode
-from tests.keeper.world import CLUSTER, World, spec
+from tests.keeper.world import CLUSTER, Notes, World, spec
 
 
 async def test_a_run_goes_through_all_its_rounds(world: World):
@@ -29,10 +29,8 @@ async def test_two_runs_go_on_side_by_side(world: World):
     """Each has its own outbox and its own end."""
     await world.submit(spec("exp-1"))
     await world.submit(spec("exp-2", clients=2))
-    engine = asyncio.ensure_future(world.engine().run())
+    world.start()
     await world.until(lambda: all(run.ended_ms for run in world.log.state.runs.values()))
-    engine.cancel()
-    await asyncio.gather(engine, return_exceptions=True)
     assert {run.phase for run in world.log.state.runs.values()} == {Phase.FINISHED}
 
 
@@ -149,7 +147,7 @@ async def test_a_missing_function_is_deployed(world: World):
     await world.submit(spec())
     run = await world.finish()
     assert run.phase is Phase.FINISHED
-    assert world.redeployed == [(CLUSTER, "client_2")]
+    assert world.deployments.functions == [(CLUSTER, "client_2")]
     assert run.history[0].failures == 0
 
 
@@ -159,10 +157,9 @@ async def test_an_engine_killed_at_any_moment_costs_no_training(world: World, se
     world.platform.delay_s = 0.01
     await world.submit(spec(rounds_max=3))
     for turn in range(1000):
-        engine = asyncio.ensure_future(world.engine(f"k{turn}").run())
-        await asyncio.wait({engine}, timeout=0.003 + 0.0017 * ((seed * 7 + turn * 5) % 13))
-        engine.cancel()
-        await asyncio.gather(engine, return_exceptions=True)
+        keeper = world.start()
+        await asyncio.wait({keeper.task}, timeout=0.003 + 0.0017 * ((seed * 7 + turn * 5) % 13))
+        await keeper.kill()
         if world.log.state.runs["exp-1"].ended_ms:
             break
     run = world.log.state.runs["exp-1"]
@@ -183,17 +180,18 @@ async def test_a_clock_that_is_behind_the_last_conductors_delays_no_deadline(wor
     assert "exp-1/r1/client_0/a1" in world.platform.worked
 
 
-async def test_a_store_that_stays_away_ends_the_engine_not_the_run(world: World):
-    """The engine gives up with the store's error; the state is kept, and the next engine finishes the run."""
+async def test_a_store_that_stays_away_ends_a_lone_keeper_not_the_run(world: World):
+    """It gives up with the store's error; the state is kept, and the next start finishes the run."""
     await world.submit(spec())
-    engine = world.engine()
+    tools = world.tools(Notes())
 
     async def away(keys: object):
         raise StoreUnavailable("no answer for 60 s")
 
-    engine._store.outcomes = away  # type: ignore[method-assign,assignment]
+    tools.store.outcomes = away  # type: ignore[method-assign,assignment]
+    keeper = world.start(tools=tools)
     with pytest.raises(StoreUnavailable):
-        await engine.run()
+        await keeper.task
     run = await world.finish()
     assert run.phase is Phase.FINISHED
     assert max(Counter(world.platform.worked).values()) == 1

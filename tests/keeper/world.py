@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkeeper.clock import SystemClock
-from fedkeeper.core.model import ClientPlace, Run, RunSpec, SubmitRun
+from fedkeeper.core.conducting import Policy
+from fedkeeper.core.model import ClientPlace, KeeperStarted, Run, RunSpec, SubmitRun
 from fedkeeper.errors import FunctionMissing
-from fedkeeper.keeper.engine import Engine, Pace
+from fedkeeper.keeper.conducting import Conducting
+from fedkeeper.keeper.engine import Tools
 from fedkeeper.keeper.invoking import Invoker
+from fedkeeper.keeper.lease import Seconds, since_boot_s
+from fedkeeper.keeper.ports import Before, Deployment, Record
 from fedkeeper.keeper.tasks import TaskBook
+from fedkeeper.keeper.watching import Pace
 from fedkeeper.providers.base import Activation, Deployed, Package
-from fedkeeper.replication.base import Log
+from fedkeeper.replication.memory import MemoryGroup, MemoryLog
 from fedkeeper.runtime.memory import MemoryObjects
 from fedkeeper.runtime.wire import (
     AggregateResult,
@@ -186,7 +191,6 @@ BOOK = TaskBook(
     training=TrainingSpec(optimizer="adam", learning_rate=0.001, local_epochs=1, batch_size=32),
     partition=PartitionSpec(scheme="iid"),
     max_model_bytes=1 << 30,
-    client_urls={},
 )
 
 
@@ -209,64 +213,168 @@ def spec(run: str = "exp-1", *, clients: int = 3, **changes: Any) -> RunSpec:
         "server_timeout_ms": 60_000,
         "round_timeout_ms": 0,
         "retry_backoff_ms": 0,
+        "book": BOOK.text(),
     }
     return RunSpec(**{**values, **changes})
 
 
 @dataclass
-class World:
-    """A log, a store, a platform; engines come and go."""
+class Deployments:
+    """A Deployer that notes what it is asked for; `failures` are raised one after the other."""
 
-    log: Log
-    objects: MemoryObjects
     platform: Platform
-    redeployed: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    functions: list[tuple[str, str]] = field(default_factory=list)
+    delay_s: float = 0.0
 
-    def engine(self, keeper: str = "k1") -> Engine:
-        """A keeper's engine over this world."""
-        updates = MemoryUpdates(self.objects.shelf)
+    async def deploy(self, spec: RunSpec, before: Before) -> Deployment:
+        """All at once."""
+        await before()
+        self.runs.append(spec.run)
+        await asyncio.sleep(self.delay_s)
+        if self.failures:
+            raise self.failures.pop(0)
+        return Deployment(urls={}, summary=f"{len(spec.clients)} created")
 
-        async def redeploy(cluster: str, function: str) -> None:
-            self.redeployed.append((cluster, function))
-            if self.platform.deployed is not None:
-                self.platform.deployed.add(function)
+    async def redeploy(self, spec: RunSpec, cluster: str, function: str, before: Before) -> None:
+        """One of them."""
+        await before()
+        self.functions.append((cluster, function))
+        if self.platform.deployed is not None:
+            self.platform.deployed.add(function)
 
-        clock = SystemClock()
-        return Engine(
-            keeper=keeper,
-            log=self.log,
-            store=updates,
+
+@dataclass
+class Notes:
+    """Reports that are kept in memory."""
+
+    begun: list[str] = field(default_factory=list)
+    rounds: list[tuple[str, int]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+    def begin(self, run: Run) -> None:
+        """Noted."""
+        self.begun.append(run.spec.run)
+
+    def changed(self, run: Run) -> None:
+        """Noted."""
+        self.rounds.append((run.spec.run, len(run.history)))
+
+    def record(self, record: Record) -> None:
+        """Noted."""
+        self.records.append(record)
+
+    async def ended(self, run: Run) -> None:
+        """Noted."""
+        self.ends.append(run.spec.run)
+
+
+@dataclass
+class Keeper:
+    """One of a world's keepers: `kill` ends it between any two steps, as kill -9 does."""
+
+    name: str
+    log: MemoryLog
+    conducting: Conducting
+    notes: Notes
+    task: asyncio.Task[None]
+
+    async def kill(self) -> None:
+        """At once."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+class World:
+    """A store, a platform, the memory of a cluster; keepers come and go."""
+
+    def __init__(self, objects: MemoryObjects, platform: Platform, names: Collection[str] = ("k1",)) -> None:
+        self.objects = objects
+        self.platform = platform
+        self.group = MemoryGroup(names)
+        self.logs = {name: MemoryLog(name=name, group=self.group) for name in names}
+        self.deployments = Deployments(platform)
+        self.policy = Policy()
+        self.lease_s = 1.5
+        self.clock = SystemClock()
+        self.keepers: dict[str, Keeper] = {}
+
+    @property
+    def log(self) -> MemoryLog:
+        """Any one."""
+        return next(iter(self.logs.values()))
+
+    def run_of(self, run: str = "exp-1") -> Run:
+        """As it stands."""
+        return self.group.state.runs[run]
+
+    def tools(self, notes: Notes) -> Tools:
+        """What a keeper acts with."""
+        store = MemoryUpdates(self.objects.shelf)
+        return Tools(
+            store=store,
             invoker=Invoker(
                 providers={CLUSTER: self.platform},
-                store=updates,
-                clock=clock,
-                redeploy=redeploy,
+                store=store,
+                clock=self.clock,
                 in_flight_max=lambda _: 100,
                 platform_wait_s=0.4,
             ),
-            books=lambda _: BOOK,
-            clock=clock,
+            deployer=self.deployments,
+            reports=notes,
+            clock=self.clock,
             pace=Pace(poll_min_s=0.002, poll_max_s=0.02, follow_s=0.02),
         )
 
+    def start(
+        self, name: str = "k1", *, seconds: Seconds = since_boot_s, tools: Tools | None = None
+    ) -> Keeper:
+        """A keeper with an empty memory over what is replicated."""
+        notes = Notes()
+        log = self.logs[name]
+        conducting = Conducting(
+            keeper=name,
+            log=log,
+            tools=tools or self.tools(notes),
+            policy=self.policy,
+            lease_s=self.lease_s,
+            seconds=seconds,
+        )
+        keeper = Keeper(name, log, conducting, notes, asyncio.ensure_future(conducting.run()))
+        self.keepers[name] = keeper
+        return keeper
+
+    async def announce(self, *names: str) -> None:
+        """As a keeper does once it is up."""
+        for name in names or tuple(self.logs):
+            await self.log.propose(
+                KeeperStarted(keeper=name, api=f"http://{name}", version=1, at_ms=self.clock.now_ms())
+            )
+
     async def submit(self, run_spec: RunSpec) -> None:
         """Propose the run."""
-        await self.log.propose(SubmitRun(spec=run_spec, at_ms=SystemClock().now_ms()))
+        await self.log.propose(SubmitRun(spec=run_spec, at_ms=self.clock.now_ms()))
 
     async def until(self, condition: Callable[[], bool], *, timeout_s: float = 20) -> None:
-        """Wait until `condition` holds."""
+        """Wait until `condition` holds; what a keeper died of meanwhile is raised."""
         async with asyncio.timeout(timeout_s):
-            while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            while not condition():
+                for keeper in self.keepers.values():
+                    if keeper.task.done() and not keeper.task.cancelled():
+                        keeper.task.result()
                 await asyncio.sleep(0.002)
 
-    async def finish(self, run: str = "exp-1", engine: Engine | None = None) -> Run:
-        """Let an engine conduct until `run` has ended."""
-        conducting = asyncio.ensure_future((engine or self.engine()).run())
-        try:
-            await self.until(lambda: conducting.done() or self.log.state.runs[run].ended_ms > 0)
-            if conducting.done():
-                conducting.result()
-        finally:
-            conducting.cancel()
-            await asyncio.gather(conducting, return_exceptions=True)
-        return self.log.state.runs[run]
+    async def finish(self, run: str = "exp-1", keeper: Keeper | None = None) -> Run:
+        """Let a keeper conduct until `run` has ended."""
+        keeper = keeper or self.start()
+        await self.until(lambda: self.run_of(run).ended_ms > 0)
+        await keeper.kill()
+        return self.run_of(run)
+
+    async def close(self) -> None:
+        """End all."""
+        for keeper in self.keepers.values():
+            await keeper.kill()
+        await self.platform.close()

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 END_ROUNDS = 200  # of 10 ms
+NICE = 5  # functions that train give way to keepers, the store and the fabric on a busy machine
 
 
 def _sibling(name: str) -> ModuleType:
@@ -120,6 +121,7 @@ def _become_worker(order: dict[str, Any], zygote: int, control: socket.socket, f
     """Never returns: a worker that got back into the zygote's loop would answer in its name."""
     try:
         control.close()
+        os.nice(NICE)
         gc.enable()
         channel = socket.socket(fileno=fds[0])
         channel.set_inheritable(False)

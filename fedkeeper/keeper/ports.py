@@ -1,0 +1,63 @@
+"""What the engine needs beyond log, store and platforms; `fedkeeper.wiring` fits it, and so do tests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedkeeper.core.model import Attempt, Run, RunSpec
+from fedkeeper.providers.base import Activation
+
+Before = Callable[[], Awaitable[None]]  # awaited right before each effect; raises if it must not happen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What became of a run's functions."""
+
+    urls: Mapping[str, str]  # where clients on the invoker route are invoked, by client
+    summary: str  # "13 created"
+
+
+class Deployer(Protocol):
+    """Brings functions to their platforms. Idempotent: what is there already, as wanted, is left alone."""
+
+    async def deploy(self, spec: RunSpec, before: Before) -> Deployment:
+        """All functions of a run. FedKeeperError: which one failed, and why; the others were tried."""
+        ...
+
+    async def redeploy(self, spec: RunSpec, cluster: str, function: str, before: Before) -> None:
+        """One function that has vanished from its platform. FedKeeperError as above."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """An ended attempt, and the platform's record of its activation (None: it keeps none)."""
+
+    attempt: Attempt
+    cluster: str
+    platform: str
+    function: str
+    activation: Activation | None
+
+
+class Reports(Protocol):
+    """What is written of runs for people, by the keeper that conducts. Never raises for the disk's sake."""
+
+    def begin(self, run: Run) -> None:
+        """This keeper conducts `run` from here on: complete what an earlier one left unwritten."""
+        ...
+
+    def changed(self, run: Run) -> None:
+        """A round was committed."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """An attempt has ended; the same again is harmless."""
+        ...
+
+    async def ended(self, run: Run) -> None:
+        """The run is over, and all its records are in."""
+        ...

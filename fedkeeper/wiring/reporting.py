@@ -1,0 +1,116 @@
+"""The files of each run, in `logs.folder` of who conducts it, and the functions' inputs in params/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from fedkeeper import report
+from fedkeeper.config import Experiment
+from fedkeeper.core.model import Run
+from fedkeeper.errors import TaskError
+from fedkeeper.keeper.ports import Record
+from fedkeeper.keeper.tasks import AGGREGATE_FUNCTION, INIT_FUNCTION, TaskBook, book_of
+from fedkeeper.providers.base import Provider
+from fedkeeper.runtime.wire import encode
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReports:
+    """A `keeper.ports.Reports` on disk."""
+
+    experiment: Experiment
+    providers: Mapping[str, Provider]
+    _reports: dict[str, report.Report] = field(default_factory=dict)
+    _with_urls: set[str] = field(default_factory=set)  # runs whose params/ are whole
+
+    def begin(self, run: Run) -> None:
+        """Config, inputs, and all rounds so far."""
+        files = self._files(run)
+        if (book := _book(run)) is not None:
+            if book.config:
+                files.config(book.config)
+            self._write_params(run, book)
+        files.rounds(run)
+
+    def changed(self, run: Run) -> None:
+        """All rounds so far."""
+        self._files(run).rounds(run)
+        if run.urls and run.spec.run not in self._with_urls and (book := _book(run)) is not None:
+            self._write_params(run, book)
+
+    def record(self, record: Record) -> None:
+        """Its line, and what its function wrote."""
+        attempt = record.attempt
+        files = self._reports.setdefault(
+            attempt.run, report.Report(self.experiment.logs.folder / attempt.run)
+        )
+        home = self.providers.get(attempt.cluster)
+        row = report.activation_row(
+            attempt,
+            platform=home.platform if home is not None else record.platform,
+            function=record.function,
+            invoked_on=record.cluster,
+            activation=record.activation,
+        )
+        files.activations([row])
+        if record.activation is not None and record.activation.logs:
+            files.function_log(attempt.key, record.activation)
+
+    async def ended(self, run: Run) -> None:
+        """The model, if a round was committed and it is not there yet."""
+        from fedkeeper.wiring.models import write_model  # noqa: PLC0415 - numpy, only needed here
+
+        files = self._files(run)
+        files.rounds(run)
+        self._reports.pop(run.spec.run, None)
+        path = files.folder / "model.safetensors"
+        if run.history and run.weights is not None and not path.exists():
+            await write_model(self.experiment, run.spec.run, run.weights, path)
+            log.info("model written", run=run.spec.run, path=str(path))
+
+    def _files(self, run: Run) -> report.Report:
+        name = run.spec.run
+        return self._reports.setdefault(name, report.Report(self.experiment.logs.folder / name))
+
+    def _write_params(self, run: Run, book: TaskBook) -> None:
+        """What the functions will be told in the first round, for people to look at."""
+        name, spec, learning = run.spec.run, run.spec, self.experiment.learning
+        init = encode(book.init_task(run, f"{name}/init/a0"))
+        common = {"run": name, "data": init["data"], "model": init["model"]}
+        training = encode(book.training)
+        server = self.experiment.cluster(spec.server_cluster).platform
+        client = self.experiment.cluster(spec.clients[0].cluster).platform
+        report.write_params(
+            init=(self.experiment.params_path(INIT_FUNCTION, server), init),
+            usage=(
+                self.experiment.params_path(AGGREGATE_FUNCTION, server),
+                {**common, "clients": [place.client for place in spec.clients]},
+            ),
+            folder=self.experiment.params_path(learning.client_function, client),
+            clients={
+                place.client: {
+                    **common,
+                    "client": place.client,
+                    "cluster": place.cluster,
+                    "route": place.route,
+                    "url": run.urls.get(place.client, ""),
+                    "training": training,
+                }
+                for place in spec.clients
+            },
+        )
+        if run.urls:
+            self._with_urls.add(name)
+
+
+def _book(run: Run) -> TaskBook | None:
+    try:
+        return book_of(run)
+    except TaskError as exc:
+        log.warning("no inputs to write", run=run.spec.run, problem=str(exc))
+        return None
