@@ -169,10 +169,11 @@ _run_files: RunFiles | None = None  # in a keeper, instead of `_file`
 _bound: dict[str, str] = {}  # not context variables: tasks that began earlier must carry the ids too
 
 
-def set_up(*, verbose: bool = False, level: str = "info") -> None:
+def set_up(*, verbose: bool = False, people: bool = False, level: str = "info") -> None:
     """Configure structlog and stdlib logging. Events are kept until `to_folder` says where they go.
 
-    `level`: debug | info | warning | error, the least that is written; `verbose` means debug, and stderr.
+    `level`: debug | info | warning | error, the least that is written; `people`: for people on stderr as
+    well; `verbose` means debug, and stderr.
     """
     least = logging.DEBUG if verbose else logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -184,7 +185,7 @@ def set_up(*, verbose: bool = False, level: str = "info") -> None:
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             _plain_and_redacted,
-            _Tee(verbose=verbose),
+            _Tee(people=verbose or people),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=False,
@@ -256,9 +257,9 @@ def _plain(value: Any) -> Any:
 class _Tee:
     """The last processor: one JSON line to the file, one for people if asked."""
 
-    def __init__(self, *, verbose: bool) -> None:
+    def __init__(self, *, people: bool) -> None:
         self._people = (
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="at") if verbose else None
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="at") if people else None
         )
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:

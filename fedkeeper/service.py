@@ -127,12 +127,17 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
 
 def find(folder: Path, name: str) -> dict[str, Any] | None:
     """What the service announces, without using it; None if it does not run."""
-    if not folder.is_dir():
-        return None
     told = _read(folder / f"{name}.json")
-    if not told or not _held(folder / f"{name}.lock") or not _lives(int(told["pid"])):
+    if not told or not _lives(int(told["pid"])) or not _held(folder / f"{name}.lock"):
         return None
     info: dict[str, Any] = told["info"]
+    return info
+
+
+def last_announced(folder: Path, name: str) -> dict[str, Any] | None:
+    """What it announced last, whether it still runs or was killed. Quick, and without a lock."""
+    told = _read(folder / f"{name}.json")
+    info: dict[str, Any] | None = told["info"] if told else None
     return info
 
 

@@ -5,39 +5,32 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from fedkeeper.cli import actions
+from fedkeeper.cli import actions, running
 from fedkeeper.cli.actions import Opened
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts
-from fedkeeper.cli.opening import Act, Job, chosen_only, learning
+from fedkeeper.cli.keeper_commands import COMMANDS
+from fedkeeper.cli.opening import Act, ActOnCluster, Job, chosen_only, hosting, learning, with_keepers
+from fedkeeper.cli.options import (
+    CONTEXT,
+    SAMPLE,
+    config_option,
+    detach_option,
+    fresh_option,
+    new_option,
+    verbose_option,
+)
 from fedkeeper.cli.selection import Choice
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import shipped
 from fedkeeper.errors import ConfigError
 
-SAMPLE: Final = "config-sample.yaml"
-CONFIG: Final = "config.yaml"
-CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
 ActOn = Callable[[Opened, Screen], Awaitable[None]]
 F = TypeVar("F", bound=Callable[..., Any])
-
-config_option = click.option(
-    "-c",
-    "--configfile",
-    default=CONFIG,
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help=f"The experiment, YAML; see {SAMPLE}.",
-)
-verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, help="Events and tracebacks on stderr as they come."
-)
-fresh_option = click.option("--fresh", is_flag=True, help="Abandon an unfinished run and start anew.")
 
 
 def selection_options(command: F) -> F:
@@ -67,7 +60,10 @@ def selection_options(command: F) -> F:
 @click.option("-d", "--deploy", "deploys", is_flag=True, help="Deploy the experiment's functions.")
 @click.option("-r", "--remove", "removes", is_flag=True, help="Remove them.")
 @click.option("-s", "--start_fl", "starts", is_flag=True, help="Deploy what is missing; learn, or resume.")
+@click.option("-k", "--keeper", default="", metavar="NAME", help="Be this keeper, until SIGTERM.")
 @fresh_option
+@new_option
+@detach_option
 @verbose_option
 @click.pass_context
 def main(
@@ -76,16 +72,25 @@ def main(
     deploys: bool,
     removes: bool,
     starts: bool,
+    keeper: str,
     fresh: bool,
+    new: bool,
+    detach: bool,
     verbose: bool,
 ) -> None:
     """Federated learning over FaaS platforms: deploy an experiment's functions, remove them, or learn."""
-    if deploys + removes + starts != 1:
-        raise click.UsageError("say one of: -d (deploy), -r (remove), -s (start)")
-    if fresh and not starts:
-        raise click.UsageError("--fresh goes with -s")
-    job = Job(config=configfile, verbose=verbose, learn=starts)
-    learning(ctx, job, _of_experiment(deploys=deploys, removes=removes, fresh=fresh))
+    if deploys + removes + starts + bool(keeper) != 1:
+        raise click.UsageError("say one of: -d (deploy), -r (remove), -s (start), -k NAME (be a keeper)")
+    for name, given in (("--fresh", fresh), ("--new", new), ("--detach", detach)):
+        if given and not starts:
+            raise click.UsageError(f"{name} goes with -s")
+    job = Job(config=configfile, verbose=verbose)
+    if keeper:
+        hosting(ctx, job, keeper, until_unused=False)
+    elif starts:
+        with_keepers(ctx, job, _starting(fresh=fresh, new=new, detach=detach), reach="start")
+    else:
+        learning(ctx, job, _on_platforms(actions.deploy if deploys else actions.remove))
 
 
 @click.command(context_settings=CONTEXT)
@@ -145,15 +150,23 @@ def fedkeeper() -> None:
     """Federated learning where every client is a function."""
 
 
+for command in COMMANDS:
+    fedkeeper.add_command(command)
+
+
 @fedkeeper.command("run", context_settings=CONTEXT)
 @config_option
 @fresh_option
+@new_option
+@detach_option
 @verbose_option
 @click.pass_context
-def run_command(ctx: click.Context, configfile: Path, fresh: bool, verbose: bool) -> None:
+def run_command(
+    ctx: click.Context, configfile: Path, fresh: bool, new: bool, detach: bool, verbose: bool
+) -> None:
     """Deploy what is missing, then learn, or resume an unfinished run (as `main.py -s`)."""
-    job = Job(config=configfile, verbose=verbose, learn=True)
-    learning(ctx, job, _of_experiment(deploys=False, removes=False, fresh=fresh))
+    job = Job(config=configfile, verbose=verbose)
+    with_keepers(ctx, job, _starting(fresh=fresh, new=new, detach=detach), reach="start")
 
 
 @fedkeeper.command("deploy", context_settings=CONTEXT)
@@ -210,23 +223,6 @@ def invoke_command(
     chosen_only(ctx, Job(config=configfile, verbose=verbose), choice, act)
 
 
-@fedkeeper.command("export", context_settings=CONTEXT)
-@click.argument("run", default="")
-@config_option
-@click.option("--output", type=click.Path(path_type=Path), help="File [default: logs/RUN/model.safetensors].")
-@verbose_option
-@click.pass_context
-def export_command(
-    ctx: click.Context, run: str, configfile: Path, output: Path | None, verbose: bool
-) -> None:
-    """Write the model of RUN [default: the latest] to a safetensors file, from the weights store."""
-
-    async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
-        await actions.export(opened, screen, run=run, output=output)
-
-    learning(ctx, Job(config=configfile, verbose=verbose, learn=True), act)
-
-
 @fedkeeper.command("sample", context_settings=CONTEXT)
 @click.argument("file", default=SAMPLE, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
@@ -242,29 +238,28 @@ def sample_command(file: Path, force: bool) -> None:
         click.echo(f"wrote {file}; try: fedkeeper run -c {file}")
 
 
-def _of_experiment(*, deploys: bool, removes: bool, fresh: bool) -> Act:
-    async def act(opened: Opened, screen: Screen, interrupts: Interrupts) -> None:
-        if deploys:
-            await actions.deploy(opened, screen)
-        elif removes:
-            await actions.remove(opened, screen)
-        else:
-            await actions.start(opened, screen, interrupts, fresh=fresh)
+def _starting(*, fresh: bool, new: bool, detach: bool) -> ActOnCluster:
+    if fresh and new:
+        raise click.UsageError("--fresh abandons the unfinished run, --new leaves it alone: say one of them")
 
-    return act
+    return partial(running.start, fresh=fresh, new=new, detach=detach)
+
+
+def _on_platforms(act: ActOn) -> Act:
+    async def on(opened: Opened, screen: Screen, _: Interrupts) -> None:
+        await act(opened, screen)
+
+    return on
 
 
 def _either(ctx: click.Context, job: Job, chosen: dict[str, Any], act: ActOn) -> None:
     """The experiment's own functions, or plain ones where clusters were chosen."""
     choice = _choice(**chosen)
 
-    async def on(opened: Opened, screen: Screen, _: Interrupts) -> None:
-        await act(opened, screen)
-
     if choice is None:
-        learning(ctx, job, on)
+        learning(ctx, job, _on_platforms(act))
     else:
-        chosen_only(ctx, job, choice, on)
+        chosen_only(ctx, job, choice, _on_platforms(act))
 
 
 def _choice(

@@ -16,11 +16,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While it is entered, signals come here. `graceful` is what the first one calls, if set."""
+    """While it is entered, signals come here. `graceful` is what the first one calls, if set.
+
+    `stopping` is what is said then.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.count = 0
         self.graceful: Callable[[], None] | None = None
+        self.stopping = "stopping: the state is kept, the same command resumes (Ctrl-C again: at once)"
         self._say = say
         self._task: asyncio.Task[object] | None = None
 
@@ -45,7 +49,7 @@ class Interrupts:
         """What a signal does."""
         self.count += 1
         if self.count == 1 and self.graceful is not None:
-            self._say("stopping: the state is kept, the same command resumes (Ctrl-C again: at once)")
+            self._say(self.stopping)
             self.graceful()
         elif self.count <= 2 and self._task is not None:
             self._say("stopping at once" if self.count == 2 else "stopping (Ctrl-C again: at once)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,24 +16,25 @@ from fedkeeper import logs
 from fedkeeper.cli import actions
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts, execute
+from fedkeeper.cli.reached import Reached
 from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
-from fedkeeper.cli.session import Backend, real_backend
+from fedkeeper.cli.session import Backend, Reach, real_backend
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import Experiment, Learning, secrets_of
 
 PLATFORMS: Final = frozenset({"openwhisk", "google"})
 
 Act = Callable[[actions.Opened, Screen, Interrupts], Awaitable[None]]
+ActOnCluster = Callable[[Reached], Awaitable[None]]
 Work = Callable[[Experiment, Backend, Screen, Interrupts], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What every command is told: which config, how talkative, and whether it learns."""
+    """What every command is told: which config, how talkative."""
 
     config: Path
     verbose: bool
-    learn: bool = False
 
 
 def learning(ctx: click.Context, job: Job, act: Act) -> None:
@@ -40,7 +42,7 @@ def learning(ctx: click.Context, job: Job, act: Act) -> None:
 
     async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
         scenario = experiment.learning_name
-        async with backend.open(experiment, scenario=scenario, clusters=None, learn=job.learn) as session:
+        async with backend.open(experiment, scenario=scenario, clusters=None) as session:
             parts = ((session, session.targets()),)
             await act(actions.Opened(experiment=experiment, parts=parts), screen, interrupts)
 
@@ -58,7 +60,7 @@ def chosen_only(ctx: click.Context, job: Job, choice: Choice, act: Act) -> None:
             parts = [
                 (
                     await stack.enter_async_context(
-                        backend.open(experiment, scenario=scenario, clusters=clusters, learn=False)
+                        backend.open(experiment, scenario=scenario, clusters=clusters)
                     ),
                     targets,
                 )
@@ -67,6 +69,28 @@ def chosen_only(ctx: click.Context, job: Job, choice: Choice, act: Act) -> None:
             await act(actions.Opened(experiment=experiment, parts=parts), screen, interrupts)
 
     _perform(ctx, job, work)
+
+
+def with_keepers(ctx: click.Context, job: Job, act: ActOnCluster, *, reach: Reach) -> None:
+    """Reach the keepers of the experiment, and act."""
+
+    async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
+        async with backend.connect(experiment, reach=reach) as cluster:
+            await act(Reached(experiment=experiment, cluster=cluster, screen=screen, interrupts=interrupts))
+
+    _perform(ctx, job, work)
+
+
+def hosting(ctx: click.Context, job: Job, name: str, *, until_unused: bool) -> None:
+    """Be keeper `name` until a signal; its events are on stderr."""
+
+    async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
+        stop = asyncio.Event()
+        interrupts.graceful = stop.set
+        interrupts.stopping = f"keeper {name} is stopping (again: at once)"
+        await backend.host(experiment, name, until_unused=until_unused, stop=stop)
+
+    _perform(ctx, job, work, events=True)
 
 
 def inventory(experiment: Experiment) -> Inventory:
@@ -85,7 +109,8 @@ def inventory(experiment: Experiment) -> Inventory:
     return Inventory(clusters=clusters, scenarios=scenarios)
 
 
-def _perform(ctx: click.Context, job: Job, work: Work) -> None:
+def _perform(ctx: click.Context, job: Job, work: Work, *, events: bool = False) -> None:
+    """`events`: they are what this command has to say, so they go to stderr."""
     screen = Screen()
     logs.set_up(verbose=job.verbose)
     try:
@@ -94,7 +119,7 @@ def _perform(ctx: click.Context, job: Job, work: Work) -> None:
             experiment = backend.load(job.config)
             for secret in secrets_of(experiment):
                 logs.register_secret(secret)
-            logs.set_up(verbose=job.verbose, level=experiment.logs.level)
+            logs.set_up(verbose=job.verbose, people=events, level=experiment.logs.level)
             for warning in experiment.warnings:
                 screen.warning(warning)
             execute(partial(work, experiment, backend, screen), say=screen.line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +74,8 @@ def best_accuracy(run: Run) -> float | None:
 def new_lines(before: Run | None, after: Run) -> list[str]:
     """What has happened between two states of a run, a line each, oldest first."""
     lines = [_failure_line(attempt) for attempt in new_failures(before, after)]
+    if after.deployed and (before is None or not before.deployed):
+        lines.insert(0, deployed_line(after.deployed))
     known = len(before.history) if before else 0
     lines += [round_line(record, after.spec.rounds_max) for record in after.history[known:]]
     lines += [
@@ -80,7 +83,8 @@ def new_lines(before: Run | None, after: Run) -> list[str]:
         for client, reason in after.gave_up.items()
         if before is None or before.round != after.round or client not in before.gave_up
     ]
-    if before is None and after.phase is Phase.INITIALISING:
+    begun = before is None or before.phase is Phase.DEPLOYING
+    if begun and after.phase is Phase.INITIALISING:
         lines.append("initialising: first weights, and every client's share of the data")
     started = after.phase is Phase.TRAINING and (before is None or before.round != after.round)
     if started:
@@ -89,6 +93,12 @@ def new_lines(before: Run | None, after: Run) -> list[str]:
     if aggregating:
         lines.append(f"round {after.round}: aggregating {len(after.updates)} updates")
     return lines
+
+
+def deployed_line(summary: str) -> str:
+    """`13 function(s): 12 unchanged, 1 created`, of what was done with how many."""
+    total = sum(int(count) for count in re.findall(r"\d+", summary))
+    return f"{total} function(s): {summary}"
 
 
 def round_line(record: RoundRecord, rounds_max: int) -> str:

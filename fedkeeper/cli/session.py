@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import pkgutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedkeeper.config import Experiment, load
-from fedkeeper.core.model import Run, State
+from fedkeeper.core.model import Run
 from fedkeeper.deployment import Line, Progress, Target
+from fedkeeper.keeper.api.schemas import RunSummary, Status
+from fedkeeper.keeper.client import Json, Versioned
 from fedkeeper.providers.base import Provider
-from fedkeeper.replication.base import Listener
 
 
 class Session(Protocol):
-    """One experiment, opened: its platforms, its store, its log. Raises FedKeeperErrors only."""
+    """The platforms of one experiment, opened. Raises FedKeeperErrors only."""
 
     @property
     def providers(self) -> Mapping[str, Provider]:
         """The clusters that were asked for, by name."""
-        ...
-
-    @property
-    def state(self) -> State:
-        """The replicated state; an immutable value, so any thread may read it."""
         ...
 
     def targets(self) -> tuple[Target, ...]:
@@ -37,28 +34,100 @@ class Session(Protocol):
         """Build and deploy `targets`, those of `targets()` if None. "client_3" is made from fl_client."""
         ...
 
-    async def start(self, *, fresh: bool) -> str:
-        """Resume the unfinished run of this experiment, or begin the next; return its name.
 
-        `fresh`: abandon an unfinished one first. RunChanged if that has another config. From here on its
-        events and reports are written to logs/<run>.
+class Runs(Protocol):
+    """What is done with runs. Raises FedKeeperErrors only."""
+
+    async def begin(self, *, fresh: bool, new: bool) -> tuple[str, Run | None]:
+        """Submit the next run of this experiment, or find the unfinished one: its name, and it as it stands.
+
+        `fresh`: abandon unfinished ones first; `new`: another one beside them. RunChanged if the unfinished
+        one has another config. None: it was submitted just now.
         """
         ...
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` after each command applied, on the event loop; returns how to stop."""
+    async def runs(self) -> Sequence[RunSummary]:
+        """All runs that the keepers know, in a line each."""
         ...
 
-    async def finished(self, run: str) -> Run:
-        """The run at its end, or as it stands after `request_stop`."""
+    async def run(self, name: str) -> Run:
+        """One of them, whole. NotThere if there is none of that name."""
         ...
 
-    def request_stop(self) -> None:
-        """Let `finished` return soon, with everything that was decided on disk."""
+    def follow(self, run: str, notice: Callable[[str], None]) -> AsyncIterator[Run]:
+        """The run, as it stands and after each change, to its end; `notice` hears why nothing comes."""
         ...
 
-    async def export_model(self, run: str, path: Path) -> None:
+    async def stop_run(self, run: str, reason: str) -> None:
+        """End it before its end."""
+        ...
+
+    async def forget_run(self, run: str) -> None:
+        """Drop a run that has ended, and its objects in the store."""
+        ...
+
+    async def export_model(self, run: Run, path: Path) -> None:
         """Write the weights of the last committed round to `path` (safetensors)."""
+        ...
+
+
+class Dictionary(Protocol):
+    """The users' replicated dictionary."""
+
+    async def get(self, name: str, *, stale: bool) -> Versioned:
+        """Its value and version. NotThere if there is none. `stale`: as the next keeper has it."""
+        ...
+
+    async def put(self, name: str, value: Json, *, expected: int | None) -> int:
+        """Set it; the version of the write. Rejected if it has another version than `expected` (0: none)."""
+        ...
+
+    async def delete(self, name: str, *, expected: int | None) -> None:
+        """Take it away. NotThere if it is not there."""
+        ...
+
+    async def entries(self, prefix: str, *, stale: bool) -> Mapping[str, Versioned]:
+        """All entries whose name begins so."""
+        ...
+
+
+class Cluster(Runs, Dictionary, Protocol):
+    """The keepers of one experiment, as seen from outside."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether they run on this machine, for as long as they are used."""
+        ...
+
+    async def views(self) -> tuple[Mapping[str, Status], Mapping[str, str]]:
+        """Every keeper's own view by its name, and of the others why there is none. Asks for no majority."""
+        ...
+
+    async def alone(self, run: str) -> bool:
+        """Whether they are embedded, and neither another command nor another run needs them."""
+        ...
+
+    def at_close(self, *, end: bool) -> None:
+        """Whether embedded keepers are ended when this is closed (by the last command that uses them).
+
+        If it is not said: if no run needs them, or if we started them and began no run.
+        """
+        ...
+
+    def how_to_start(self) -> str:
+        """What to type to have keepers."""
+        ...
+
+    async def handover(self, keeper: str) -> None:
+        """Make it the conductor until it is lost; empty: let the placement choose again."""
+        ...
+
+    async def add_keeper(self, name: str, address: str) -> None:
+        """Take a member in, at host:port of its Raft port; returns when that is committed."""
+        ...
+
+    async def remove_keeper(self, name: str) -> None:
+        """Let a member go; returns when that is committed."""
         ...
 
 
@@ -66,31 +135,67 @@ class Open(Protocol):
     """Opens a session; closing it gives back connections and embedded services."""
 
     def __call__(
+        self, experiment: Experiment, *, scenario: str, clusters: Collection[str] | None
+    ) -> AbstractAsyncContextManager[Session]:
+        """`clusters`: None for all."""
+        ...
+
+
+Reach = Literal["start", "join", "look"]
+"""How embedded keepers are reached: started where they do not run; used, if any runs; or only asked."""
+
+
+class Connect(Protocol):
+    """Reaches the keepers; closing it gives back connections and leases on embedded keepers."""
+
+    def __call__(self, experiment: Experiment, *, reach: Reach) -> AbstractAsyncContextManager[Cluster]:
+        """Does not fail where none runs: calls do."""
+        ...
+
+
+class Host(Protocol):
+    """Is a keeper."""
+
+    async def __call__(
         self,
         experiment: Experiment,
+        name: str,
         *,
-        scenario: str,
-        clusters: Collection[str] | None,
-        learn: bool,
-    ) -> AbstractAsyncContextManager[Session]:
-        """`clusters`: None for all; `learn`: with log and engine, as `start` needs them."""
+        until_unused: bool,
+        stop: asyncio.Event,
+    ) -> None:
+        """Run it here until what `stop` was given is called, or SIGTERM, or (`until_unused`) nobody uses it.
+
+        Raises what it stopped for by itself, or why it was not started.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """Where the commands get an experiment and a session from; given as click's `obj` by tests."""
+    """Where the commands get everything from; given as click's `obj` by tests."""
 
     load: Callable[[Path], Experiment]
     open: Open
+    connect: Connect
+    host: Host
 
 
 def real_backend() -> Backend:
     """The product's own. Imported only now: `--help` must not wait for the platforms' libraries."""
-    return Backend(load=load, open=pkgutil.resolve_name("fedkeeper.wiring:open_experiment"))
+    wiring = "fedkeeper.wiring"
+    return Backend(
+        load=load,
+        open=pkgutil.resolve_name(f"{wiring}:open_experiment"),
+        connect=pkgutil.resolve_name(f"{wiring}:open_cluster"),
+        host=pkgutil.resolve_name(f"{wiring}:host_keeper"),
+    )
 
 
 if TYPE_CHECKING:
-    from fedkeeper.wiring import open_experiment
+    from fedkeeper.wiring import host_keeper, open_cluster, open_experiment
 
-    _fits: Open = open_experiment  # checked by mypy, imported only when a command runs
+    # Checked by mypy, imported only when a command runs.
+    _opens: Open = open_experiment
+    _connects: Connect = open_cluster
+    _hosts: Host = host_keeper

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -19,7 +18,8 @@ from rich.text import Text
 
 from fedkeeper import logs
 from fedkeeper.cli.progress import View, best_accuracy, number, outcome, parts, span
-from fedkeeper.core.model import Run
+from fedkeeper.cli.tables import table
+from fedkeeper.core.model import Phase, Run
 from fedkeeper.deployment import Line, LineState
 
 STYLES: Final = {
@@ -58,6 +58,10 @@ class Screen:
     def line(self, text: str, style: str = "") -> None:
         """One line, without secrets and control characters."""
         self._print(Text(clean(text), style=style))
+
+    def text(self, text: str) -> None:
+        """For programs: as it is but for secrets, on stdout."""
+        self._print(Text(logs.redact(text)))
 
     def warning(self, text: str) -> None:
         """One line on stderr."""
@@ -123,6 +127,10 @@ class Screen:
         if model is not None:
             self.line(f"model: {model}")
 
+    def show(self, what: RenderableType) -> None:
+        """A table."""
+        self._print(what)
+
     def hints(self, lines: Iterable[Line]) -> None:
         """What to try, once each."""
         for hint in dict.fromkeys(line.hint for line in lines if line.hint):
@@ -158,6 +166,8 @@ def now_ms() -> int:
 
 def live_view(view: View) -> RenderableType:
     """A bar and two lines that fit 80 columns: where the run is."""
+    if view.phase is Phase.DEPLOYING:
+        return Text(f"deploying the functions: {span(view.elapsed_s)}", style="bold cyan")
     first = Table.grid(padding=(0, 2))
     target = "" if view.target is None else f" (target {number(view.target)})"
     first.add_row(
@@ -185,38 +195,29 @@ def run_table(run: Run) -> Table:
     failed = sum(record.failures for record in run.history)
     gave_up = sum(record.gave_up for record in run.history)
     sent = sum(record.update_bytes for record in run.history)
-    table = _table(f"run {run.spec.run}")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("rounds", f"{len(run.history)} of at most {run.spec.rounds_max}")
-    table.add_row("accuracy, last", number(last.accuracy if last else None))
-    table.add_row("accuracy, best", number(best_accuracy(run)))
-    table.add_row("loss, last", number(last.loss if last else None))
-    table.add_row("updates averaged", str(sum(len(record.updates) for record in run.history)))
-    table.add_row("bytes of updates", f"{sent / MB:.1f} MB")
-    table.add_row("failed attempts", str(failed))
-    table.add_row("clients that gave up", str(gave_up))
-    table.add_row("wall time", span(max(0, run.ended_ms - run.submitted_ms) / 1000 if run.ended_ms else None))
-    return table
+    figures = table(f"run {run.spec.run}")
+    figures.add_column("what")
+    figures.add_column("value", justify="right")
+    figures.add_row("rounds", f"{len(run.history)} of at most {run.spec.rounds_max}")
+    figures.add_row("accuracy, last", number(last.accuracy if last else None))
+    figures.add_row("accuracy, best", number(best_accuracy(run)))
+    figures.add_row("loss, last", number(last.loss if last else None))
+    figures.add_row("updates averaged", str(sum(len(record.updates) for record in run.history)))
+    figures.add_row("bytes of updates", f"{sent / MB:.1f} MB")
+    figures.add_row("failed attempts", str(failed))
+    figures.add_row("clients that gave up", str(gave_up))
+    figures.add_row(
+        "wall time", span(max(0, run.ended_ms - run.submitted_ms) / 1000 if run.ended_ms else None)
+    )
+    return figures
 
 
 def time_table(run: Run) -> Table:
     """Where the time of the rounds went."""
-    table = _table("wall time of the rounds, by part")
-    table.add_column("part")
-    table.add_column("in all", justify="right")
-    table.add_column("a round", justify="right")
+    figures = table("wall time of the rounds, by part")
+    figures.add_column("part")
+    figures.add_column("in all", justify="right")
+    figures.add_column("a round", justify="right")
     for part in parts(run):
-        table.add_row(part.name, f"{part.total_s:.2f} s", f"{part.mean_s:.2f} s")
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.ASCII2,
-        show_header=True,
-        header_style="",
-    )
+        figures.add_row(part.name, f"{part.total_s:.2f} s", f"{part.mean_s:.2f} s")
+    return figures

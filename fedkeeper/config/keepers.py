@@ -164,6 +164,10 @@ class Keepers(Section):
     propose_timeout_s: Annotated[PositiveFloat, Number] = Field(
         default=10.0, description="a command, from proposal to confirmation (seconds)"
     )
+    follow_wait_s: Annotated[PositiveFloat, Number] = Field(
+        default=600.0,
+        description="who follows a run gives up when no keeper has answered for this long (seconds)",
+    )
     fsync: Literal["group", "off"] = Field(
         default="group",
         description="group: commands that arrive together share one fsync before they count; off: a power cut"

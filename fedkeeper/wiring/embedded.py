@@ -25,7 +25,7 @@ from pydantic import SecretStr
 import fedkeeper
 from fedkeeper import service
 from fedkeeper.clock import SystemClock
-from fedkeeper.config import Experiment, secrets_of
+from fedkeeper.config import Experiment, host_and_port, secrets_of
 from fedkeeper.errors import FedKeeperError, ServiceError
 from fedkeeper.wiring.keeping import keep_alive, keep_open
 
@@ -47,6 +47,12 @@ def announced(experiment: Experiment) -> dict[str, dict[str, Any]]:
     folder = experiment.keepers_folder
     found = {name: service.find(folder, service_name(name)) for name in experiment.keepers.names()}
     return {name: info for name, info in found.items() if info is not None}
+
+
+def address_of(experiment: Experiment, keeper: str) -> tuple[str, int] | None:
+    """Where the Raft port of a keeper of this machine was last; whoever listens there proves who it is."""
+    info = service.last_announced(experiment.keepers_folder, service_name(keeper))
+    return host_and_port(info[RAFT]) if info is not None else None
 
 
 def shared_secret(experiment: Experiment) -> SecretStr:
@@ -106,17 +112,17 @@ class EmbeddedKeepers:
         await asyncio.gather(*(one.close() if end else one.leave() for one in self.running.values()))
 
 
-async def open_embedded_keepers(experiment: Experiment) -> EmbeddedKeepers:
+async def open_embedded_keepers(experiment: Experiment, *, any_config: bool = False) -> EmbeddedKeepers:
     """Join the embedded keepers of `experiment`, starting those that do not run.
 
-    Keepers that run with another config are started anew, if nobody else uses them.
+    Keepers that run with another config are started anew, if nobody else uses them; not with `any_config`.
 
     Raises:
         ServiceError: one did not start (the text says why), or another command uses it with another config.
     """
     wanted = config_digest(experiment)
     keepers = await _attach(experiment)
-    if others := _with_another_config(keepers, wanted):
+    if not any_config and (others := _with_another_config(keepers, wanted)):
         log.info("keepers have another config: they are started anew", keepers=others)
         await keepers.close(end=True)
         keepers = await _attach(experiment)

@@ -1,21 +1,25 @@
-"""A session without platforms: the real core and the memory log, driven through a script of rounds."""
+"""Platforms and keepers without either: the real core and the memory log, driven by a script of rounds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from fedkeeper import deployment, logs
-from fedkeeper.cli.session import Backend
+from fedkeeper import deployment
+from fedkeeper.cli.cluster_view import Overview
+from fedkeeper.cli.session import Backend, Reach
 from fedkeeper.config import Experiment, load
 from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import (
     AttemptStatus,
     ClaimConductor,
     ClientPlace,
+    ForgetRun,
+    FunctionsDeployed,
     InvocationFailed,
     InvocationSent,
     Kind,
@@ -23,15 +27,17 @@ from fedkeeper.core.model import (
     RoundAggregated,
     Run,
     RunSpec,
-    State,
+    StopRun,
     SubmitRun,
     Tick,
     UpdateStored,
     WeightsInitialised,
 )
 from fedkeeper.deployment import Line, Progress, Target
-from fedkeeper.errors import FedKeeperError
-from fedkeeper.replication.base import Listener
+from fedkeeper.errors import FedKeeperError, NotThere, Rejected
+from fedkeeper.keeper.api.runs import summaries
+from fedkeeper.keeper.api.schemas import KeeperStatus, RunSummary, Status
+from fedkeeper.keeper.client import Json, Versioned
 from fedkeeper.replication.memory import MemoryLog
 from tests.deployment.platform import FakePlatform, wanted
 
@@ -66,24 +72,29 @@ def spec(run: str = "mnist-1", **changes: object) -> RunSpec:
         "server_timeout_ms": 60_000,
         "round_timeout_ms": 0,
         "retry_backoff_ms": 1_000,
+        "deploy_timeout_ms": 60_000,
     }
     return RunSpec(**(values | changes))
 
 
 @dataclass
 class Script:
-    """What a fake session does. `failing`: clients whose every attempt fails; times move by `step_ms`."""
+    """What the fakes do. `failing`: clients whose every attempt fails; times move by `step_ms`."""
 
     accuracies: tuple[float | None, ...] = (0.5, 0.8, 0.96)
     failing: dict[str, str] = field(default_factory=dict)
     init_failure: str = ""
     rounds_then_wait: int | None = None  # after so many rounds nothing happens until a stop is asked for
     step_ms: int = 100
-    breaks: Exception | None = None  # raised by `finished` after the first round
+    breaks: Exception | None = None  # raised by `follow` after the first round
     export: FedKeeperError | None = None
     on_wait: Callable[[], None] | None = None  # called when the waiting begins
-    deaf: bool = False  # does not hear that a stop is asked for
-    slow_deploy: bool = False  # never ends
+    deaf: bool = False  # never says whether anybody else needs the keepers
+    slow_start: bool = False  # a run is never taken
+    embedded: bool = True  # the keepers
+    shared: bool = False  # another command uses them
+    notices: tuple[str, ...] = ()  # of `follow`
+    keeper_breaks: FedKeeperError | None = None  # why a keeper that is hosted ends
 
 
 class Driver:
@@ -126,6 +137,10 @@ class Driver:
         if failure:
             return InvocationFailed(key=attempt.key, reason=failure, epoch=epoch, at_ms=self._tick())
         match attempt.kind:
+            case Kind.DEPLOY:
+                return FunctionsDeployed(
+                    key=attempt.key, urls={}, summary="5 created", epoch=epoch, at_ms=self._tick()
+                )
             case Kind.INIT:
                 samples = {place.client: 100 for place in run.spec.clients}
                 return WeightsInitialised(
@@ -163,75 +178,196 @@ class Driver:
 class FakeSession:
     """A `cli.session.Session`."""
 
-    def __init__(self, experiment: Experiment, script: Script, log: MemoryLog, world: World) -> None:
-        self.experiment = experiment
+    def __init__(self, world: World) -> None:
         self.providers = world.platforms
-        self.script = script
-        self.log = log
-        self.driver = Driver(log, script)
-        self.stop = asyncio.Event()
-        self.world = world
-
-    @property
-    def state(self) -> State:
-        return self.log.state
 
     def targets(self) -> tuple[Target, ...]:
         return TARGETS
 
     async def deploy(self, progress: Progress, targets: Sequence[Target] | None = None) -> tuple[Line, ...]:
         chosen = TARGETS if targets is None else targets
-        if self.script.slow_deploy:
-            await self.wait()
         wants = [want for one in chosen for want in wanted(one.cluster, one.function)]
         return await deployment.deploy(wants, self.providers, in_flight_max=4, progress=progress)
 
-    async def start(self, *, fresh: bool) -> str:
-        self.world.started.append(fresh)
-        name = f"{self.experiment.name}-1"
-        logs.to_folder(self.experiment.logs.folder / name, run=name)
+
+class FakeCluster:
+    """A `cli.session.Cluster` of one keeper, that conducts while it is followed."""
+
+    def __init__(self, experiment: Experiment, world: World) -> None:
+        self.experiment = experiment
+        self.world = world
+        self.script = world.script
+        self.log = world.log
+        self.driver = Driver(self.log, self.script)
+
+    @property
+    def embedded(self) -> bool:
+        return self.script.embedded
+
+    async def begin(self, *, fresh: bool, new: bool) -> tuple[str, Run | None]:
+        self.world.started.append((fresh, new))
+        if self.script.slow_start:
+            await self.wait()
+        name = f"{self.experiment.name}-{2 if new else 1}"
+        before = self.log.state.runs.get(name)
         await self.driver.submit(spec(name))
-        return name
+        return name, before
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        return self.log.listen(listener)
+    async def runs(self) -> tuple[RunSummary, ...]:
+        return summaries(self.log.state)
 
-    async def finished(self, run: str) -> Run:
-        while await self.driver.step(run):
-            await asyncio.sleep(0)
-            done = len(self.state.runs[run].history)
-            if self.script.breaks is not None and done == 1:
-                raise self.script.breaks
-            if done == self.script.rounds_then_wait:
-                await self.wait()
-                break
-        return self.state.runs[run]
+    async def run(self, name: str) -> Run:
+        return self.log.state.runs[name]
+
+    async def follow(self, run: str, notice: Callable[[str], None]) -> AsyncIterator[Run]:
+        seen: list[Run] = [self.log.state.runs[run]]
+        stop = self.log.listen(lambda _, applied: seen.append(applied.state.runs[run]))
+        for text in self.script.notices:
+            notice(text)
+        going = True
+        try:
+            while going:
+                going = await self.driver.step(run)
+                await asyncio.sleep(0)
+                for one in seen:
+                    yield one
+                seen.clear()
+                done = len(self.log.state.runs[run].history)
+                if self.script.breaks is not None and done == 1:
+                    raise self.script.breaks
+                if done == self.script.rounds_then_wait:
+                    await self.wait()
+        finally:
+            stop()
 
     async def wait(self) -> None:
-        """Say so, and wait for a stop."""
+        """Say so, and wait for ever."""
         if self.script.on_wait is not None:
             self.script.on_wait()
-        await self.stop.wait()
+        await asyncio.Event().wait()
 
-    def request_stop(self) -> None:
-        if not self.script.deaf:
-            self.stop.set()
+    async def stop_run(self, run: str, reason: str) -> None:
+        await self.log.propose(StopRun(run=run, reason=reason, at_ms=self.driver.at_ms))
 
-    async def export_model(self, run: str, path: Path) -> None:
+    async def forget_run(self, run: str) -> None:
+        await self.log.propose(ForgetRun(run=run, at_ms=self.driver.at_ms))
+
+    async def export_model(self, run: Run, path: Path) -> None:
         if self.script.export is not None:
             raise self.script.export
         await asyncio.to_thread(path.write_bytes, b"weights")
 
+    async def alone(self, run: str) -> bool:
+        if self.script.deaf:
+            await asyncio.Event().wait()
+        return self.script.embedded and not self.script.shared
+
+    def at_close(self, *, end: bool) -> None:
+        self.world.ended = end
+
+    def how_to_start(self) -> str:
+        return "start them"
+
+    async def views(self) -> tuple[Mapping[str, Status], Mapping[str, str]]:
+        return self.world.overview.answers, self.world.overview.silent
+
+    async def handover(self, keeper: str) -> None:
+        self.world.asked.append(("handover", keeper))
+
+    async def add_keeper(self, name: str, address: str) -> None:
+        self.world.asked.append(("add", name, address))
+
+    async def remove_keeper(self, name: str) -> None:
+        self.world.asked.append(("remove", name))
+
+    async def get(self, name: str, *, stale: bool) -> Versioned:
+        self.world.asked.append(("get", name, stale))
+        if name not in self.world.entries:
+            raise NotThere(f"no entry {name!r}", status=404)
+        return self.world.entries[name]
+
+    async def put(self, name: str, value: Json, *, expected: int | None) -> int:
+        version = len(self.world.entries) + 1
+        if expected is not None and expected != 0:
+            raise Rejected(f"{name} has another version than {expected}", status=409)
+        self.world.entries[name] = Versioned(value=value, version=version)
+        return version
+
+    async def delete(self, name: str, *, expected: int | None) -> None:
+        await self.get(name, stale=False)
+        del self.world.entries[name]
+
+    async def entries(self, prefix: str, *, stale: bool) -> Mapping[str, Versioned]:
+        return {name: one for name, one in self.world.entries.items() if name.startswith(prefix)}
+
+
+def status(name: str = "k1", **changes: Any) -> Status:
+    """What a keeper of three says: k1 leads and conducts."""
+    values: dict[str, Any] = {
+        "name": name,
+        "role": "leader" if name == "k1" else "follower",
+        "leader": "k1",
+        "conductor": "k1",
+        "conductor_why": "it leads",
+        "conductor_since_ms": START_MS,
+        "pinned": False,
+        "epoch": 3,
+        "term": 5,
+        "commit_index": 120,
+        "applied_index": 120,
+        "last_index": 120,
+        "ready": True,
+        "problem": "",
+        "members": ("k1", "k2", "k3"),
+        "keepers": tuple(keeper(one) for one in ("k1", "k2", "k3")),
+        "runs": (),
+        "entries": 0,
+        "now_ms": START_MS + 60_000,
+    }
+    return Status(**(values | changes))
+
+
+def keeper(name: str, **changes: Any) -> KeeperStatus:
+    """One of three, in good health."""
+    values: dict[str, Any] = {
+        "name": name,
+        "api": f"http://127.0.0.1:700{name[1:]}",
+        "address": "",
+        "member": True,
+        "alive": True,
+        "connected": True,
+        "leads": name == "k1",
+        "conducts": name == "k1",
+        "lag": 0,
+        "version": 2,
+        "started_ms": START_MS,
+        "seen_ms": START_MS,
+        "reason": "",
+        "latencies": {},
+    }
+    return KeeperStatus(**(values | changes))
+
+
+def healthy(**changes: Any) -> Overview:
+    """All three answer."""
+    return Overview(answers={name: status(name, **changes) for name in ("k1", "k2", "k3")}, silent={})
+
 
 @dataclass
 class World:
-    """What outlives a session: platforms and the log. `backend()` is what the commands are given."""
+    """What outlives a command: platforms and the log. `backend()` is what the commands are given."""
 
     script: Script = field(default_factory=Script)
     platforms: dict[str, FakePlatform] = field(default_factory=dict)
     log: MemoryLog = field(default_factory=MemoryLog)
-    started: list[bool] = field(default_factory=list)
-    opened: list[tuple[str, tuple[str, ...] | None, bool]] = field(default_factory=list)
+    overview: Overview = field(default_factory=healthy)
+    entries: dict[str, Versioned] = field(default_factory=dict)
+    started: list[tuple[bool, bool]] = field(default_factory=list)  # fresh, new
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    hosted: list[tuple[str, bool]] = field(default_factory=list)
+    opened: list[tuple[str, tuple[str, ...] | None]] = field(default_factory=list)
+    connected: list[str] = field(default_factory=list)  # how
+    ended: bool | None = None  # what becomes of embedded keepers; None: not said
     closed: int = 0
     on_close: Callable[[], None] | None = None
 
@@ -240,19 +376,40 @@ class World:
             self.platforms.setdefault(name, FakePlatform(name, platform))
 
     def backend(self) -> Backend:
-        return Backend(load=load, open=self._open)
+        return Backend(load=load, open=self._open, connect=self._connect, host=self._host)
 
     @asynccontextmanager
     async def _open(
-        self, experiment: Experiment, *, scenario: str, clusters: Collection[str] | None, learn: bool
+        self, experiment: Experiment, *, scenario: str, clusters: Collection[str] | None
     ) -> AsyncIterator[FakeSession]:
-        self.opened.append((scenario, None if clusters is None else tuple(clusters), learn))
+        self.opened.append((scenario, None if clusters is None else tuple(clusters)))
         try:
-            yield FakeSession(experiment, self.script, self.log, self)
+            yield FakeSession(self)
         finally:
-            self.closed += 1
-            if self.on_close is not None:
-                self.on_close()
+            self._close()
+
+    @asynccontextmanager
+    async def _connect(self, experiment: Experiment, *, reach: Reach) -> AsyncIterator[FakeCluster]:
+        self.connected.append(reach)
+        try:
+            yield FakeCluster(experiment, self)
+        finally:
+            self._close()
+
+    async def _host(
+        self, experiment: Experiment, name: str, *, until_unused: bool, stop: asyncio.Event
+    ) -> None:
+        self.hosted.append((name, until_unused))
+        if self.script.keeper_breaks is not None:
+            raise self.script.keeper_breaks
+        if self.script.on_wait is not None:
+            self.script.on_wait()
+            await stop.wait()
+
+    def _close(self) -> None:
+        self.closed += 1
+        if self.on_close is not None:
+            self.on_close()
 
 
 CONFIG = """\

@@ -115,7 +115,7 @@ def test_everything_goes_everywhere_as_the_ancestor_had_it(call, world):
         "nodeinfo",
     }
     everywhere = ("ow_a", "ow_b", "gcf_a")
-    assert world.opened == [("federated_learning", everywhere, False), ("test", everywhere, False)]
+    assert world.opened == [("federated_learning", everywhere), ("test", everywhere)]
     assert world.closed == 2
 
 

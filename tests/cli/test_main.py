@@ -19,7 +19,7 @@ def test_exactly_one_action_is_asked_for(call, arguments):
     """None or several: a usage error, before anything is opened."""
     result = call("main", *arguments)
     assert result.exit_code == 2
-    assert "-d (deploy), -r (remove), -s (start)" in result.stderr
+    assert "-d (deploy), -r (remove), -s (start), -k NAME (be a keeper)" in result.stderr
 
 
 def test_a_missing_config_says_to_copy_the_sample(call, tmp_path):
@@ -54,7 +54,7 @@ def test_deploy_brings_clients_and_server_functions_a_line_each(call, world):
     ]
     assert first.stdout.splitlines()[-1] == "5 function(s): 5 created"
     assert call("main", "-d").stdout.splitlines()[-1] == "5 function(s): 5 unchanged"
-    assert world.opened[0] == ("federated_learning", None, False)
+    assert world.opened[0] == ("federated_learning", None)
     assert world.closed == 2
 
 
@@ -86,7 +86,7 @@ def test_a_start_deploys_learns_and_ends_with_a_table(call, tmp_path):
     result = call("main", "-s")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert "run mnist-1 starts" in lines
+    assert lines[:2] == ["run mnist-1 starts", "5 function(s): 5 created"]
     assert "round 1/3 started: 3 clients" in lines
     assert "round 1: aggregating 3 updates" in lines
     assert any(line.startswith("round 3/3 done: accuracy 0.9600, loss 0.3333, 3/3 updates") for line in lines)
@@ -101,11 +101,9 @@ def test_a_start_deploys_learns_and_ends_with_a_table(call, tmp_path):
 
 
 def test_rounds_and_failures_are_events_too(call, world, tmp_path):
-    """events.jsonl tells the whole story to programs; a start lists changed functions only."""
-    call("main", "-d")
+    """events.jsonl tells the whole story to programs."""
     world.script.failing = {"client_1": "bad rows"}
-    result = call("main", "-s")
-    assert result.stdout.splitlines()[0] == "5 function(s): 5 unchanged"
+    call("main", "-s")
 
     events = [json.loads(one) for one in (tmp_path / "logs/mnist-1/events.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round finished"]
@@ -181,11 +179,21 @@ async def test_a_resumed_run_says_so(world, tmp_path):
     assert "round 2/3 done" in result.stdout
 
 
-def test_fresh_is_passed_on_and_goes_with_a_start_only(call, world):
-    """--fresh abandons; with -d it means nothing."""
+def test_what_becomes_of_an_unfinished_run_is_passed_on(call, world):
+    """--fresh abandons it, --new leaves it alone; neither means anything without -s, nor together."""
     assert call("main", "-s", "--fresh").exit_code == 0
-    assert world.started == [True]
+    assert call("main", "-s", "--new").exit_code == 0
+    assert world.started == [(True, False), (False, True)]
     assert call("main", "-d", "--fresh").exit_code == 2
+    assert call("main", "-k", "k1", "--detach").exit_code == 2
+    assert call("main", "-s", "--fresh", "--new").exit_code == 2
+
+
+def test_embedded_keepers_are_started_for_a_run_only(call, world):
+    """Who only looks on joins those that run."""
+    assert call("main", "-s").exit_code == 0
+    assert call("fedkeeper", "attach").exit_code == 0
+    assert world.connected == ["start", "join"]
 
 
 def test_errors_of_the_run_leave_with_their_code_and_hint(call, world):

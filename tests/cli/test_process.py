@@ -113,15 +113,44 @@ def test_sigterm_is_a_ctrl_c(process, tmp_path):
     assert child.returncode == 130
 
 
-def test_ctrl_c_while_deploying_ends_the_command(process, tmp_path):
-    """There is no run yet: the deployment is dropped, and the same command goes on with it."""
-    child = process({"slow_deploy": True}, "main", "-s")
+def test_ctrl_c_before_there_is_a_run_ends_the_command(process, tmp_path):
+    """The same command goes on with whatever became of it."""
+    child = process({"slow_start": True}, "main", "-s")
     until(tmp_path / "waiting", child)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=WAIT_S)
     assert child.returncode == 130
     assert "the same command goes on where it was" in err
     assert (tmp_path / "closed").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"embedded": False}, "leaving: the run goes on (Ctrl-C again: at once)"),
+        ({"shared": True}, "stopping: the state is kept"),
+    ],
+)
+def test_ctrl_c_leaves_a_run_that_others_keep(process, tmp_path, changes, said):
+    """Keepers elsewhere, or that another command uses, go on; how to see the run again is said."""
+    child = process(HANGS | changes, "main", "-s")
+    until(tmp_path / "waiting", child)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=WAIT_S)
+    assert child.returncode == 130
+    assert said in out
+    assert "Error: run mnist-1 goes on without this command, in round 2 of at most 3" in err
+    assert "Hint: to see it again: fedkeeper attach mnist-1 -c config.yaml" in err
+
+
+def test_a_keeper_runs_until_it_is_told_to_stop(process, tmp_path):
+    """SIGTERM is an end in order: exit code 0."""
+    child = process({}, "main", "-k", "k2")
+    until(tmp_path / "waiting", child)
+    child.terminate()
+    out, err = child.communicate(timeout=WAIT_S)
+    assert (child.returncode, err) == (0, "")
+    assert "keeper k2 is stopping" in out
 
 
 def test_a_run_outlives_whoever_read_its_output(process, tmp_path):

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fedkeeper.cli.progress import number, outcome, parts, round_line, span, view
+from fedkeeper.cli.progress import deployed_line, new_lines, number, outcome, parts, round_line, span, view
 from fedkeeper.cli.show import Screen, clean, live_view, status_line, time_table
 from fedkeeper.core.model import InvocationSent, Phase
 from fedkeeper.deployment import Line, LineState
@@ -19,7 +19,7 @@ async def run_after(steps: int, script: Script | None = None, **changes: object)
     """The run after so many rounds of answers, and the time by then."""
     log = MemoryLog()
     driver = Driver(log, script or Script())
-    await driver.submit(spec(**changes))
+    await driver.submit(spec(**({"deploy_timeout_ms": 0} | changes)))
     for _ in range(steps):
         await driver.step("mnist-1")
     return log.state.runs["mnist-1"], log, driver
@@ -31,6 +31,16 @@ async def test_before_the_first_round_nothing_is_known():
     seen = view(run, driver.at_ms)
     assert (seen.phase, seen.round, seen.done, seen.left_s) == (Phase.INITIALISING, 0, 0, None)
     assert (seen.accuracy, seen.best, seen.fraction) == (None, None, 0.0)
+
+
+async def test_a_deployment_is_seen_as_such():
+    """While it lasts, on a terminal; afterwards what it did, in a line."""
+    before, _, driver = await run_after(0, deploy_timeout_ms=60_000)
+    assert live_view(view(before, driver.at_ms + 12_000)).plain == "deploying the functions: 12.0 s"
+    after, _, _ = await run_after(1, deploy_timeout_ms=60_000)
+    assert new_lines(before, after)[0] == "5 function(s): 5 created"
+    assert new_lines(after, after) == []
+    assert deployed_line("12 unchanged, 1 created") == "13 function(s): 12 unchanged, 1 created"
 
 
 async def test_clients_are_counted_by_how_they_stand():

@@ -39,3 +39,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def lab(shared: Path, tmp_path: Path) -> Lab:
     """An experiment of its own folder, logs and keeper's log, on the shared services."""
     return Lab(folder=tmp_path, shared=shared)
+
+
+@pytest.fixture(scope="session")
+def calm(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the weights after three undisturbed rounds: what every disturbed run must end with."""
+    lab = Lab(folder=tmp_path_factory.mktemp("calm"), shared=shared)
+    lab.write("calm", learning={"stopping": {"rounds_max": 3}})
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+    return lab.weights_hash("calm-1")

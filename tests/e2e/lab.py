@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import requests
 import yaml
 from safetensors import safe_open
 
@@ -92,7 +95,7 @@ class Lab:
             start = [str(REPOSITORY / program)]
         else:  # a sub-command of the console script
             start = ["-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {_CONSOLE}", program]
-        return [sys.executable, *start, "-c", str(self.folder / "config.yaml"), *arguments]
+        return [sys.executable, *start, *arguments, "-c", str(self.folder / "config.yaml")]
 
     def run(self, *arguments: str, program: str = "main.py") -> subprocess.CompletedProcess[str]:
         """Run a command to its end; stdout and stderr together in `stdout`."""
@@ -106,16 +109,51 @@ class Lab:
             check=False,
         )
 
-    def start(self) -> subprocess.Popen[str]:
-        """Begin `-s` in the background, its output in started.log."""
-        with (self.folder / "started.log").open("a") as log:
+    def start(self, *arguments: str, into: str = "started") -> subprocess.Popen[str]:
+        """Begin `-s` (or what is given) in the background, its output in <into>.log."""
+        with (self.folder / f"{into}.log").open("a") as log:
             return subprocess.Popen(
-                self.command("-s"), cwd=self.folder, text=True, stdout=log, stderr=subprocess.STDOUT
+                self.command(*(arguments or ("-s",))),
+                cwd=self.folder,
+                text=True,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
-    def said(self) -> str:
+    def said(self, into: str = "started") -> str:
         """What `start` has printed so far."""
-        return (self.folder / "started.log").read_text()
+        path = self.folder / f"{into}.log"
+        return path.read_text() if path.exists() else ""
+
+    # --- embedded keepers -------------------------------------------------------------------------
+
+    @property
+    def keepers_folder(self) -> Path:
+        """Of this experiment."""
+        return self.shared / "embedded" / "keepers" / str(self.config["name"])
+
+    def keepers(self) -> dict[str, dict[str, Any]]:
+        """`pid`, and the API's address as `api`, of each keeper that runs, by its name."""
+        found = {}
+        for path in self.keepers_folder.glob("keeper-*.json"):
+            if path.stem.count("."):
+                continue
+            told = json.loads(path.read_text())
+            if psutil.pid_exists(told["pid"]):
+                name = path.stem.removeprefix("keeper-")
+                found[name] = {"pid": told["pid"], "api": told["info"]["api"]}
+        return found
+
+    def conductor(self) -> psutil.Process:
+        """The process of the keeper that conducts, by what a majority says of it."""
+
+        def found() -> str:
+            said = [status(keeper["api"]) for keeper in self.keepers().values()]
+            names = [one["conductor"] for one in said if one is not None and one["leader"]]
+            return max(names, key=names.count, default="")
+
+        until(lambda: found() in self.keepers(), "a conductor")
+        return psutil.Process(self.keepers()[found()]["pid"])
 
     def rows(self, run: str, name: str) -> list[dict[str, str]]:
         """The rows of logs/<run>/<name>.csv."""
@@ -126,6 +164,18 @@ class Lab:
         """sha256 of the trained weights, as the store knows them."""
         with safe_open(self.folder / "logs" / run / "model.safetensors", framework="numpy") as model:
             return str(model.metadata()["sha256"])
+
+
+def status(api: str) -> dict[str, Any] | None:
+    """What the keeper at `api` says of the cluster; None if it does not answer."""
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            answer = session.get(f"{api}/v1/status", timeout=3)
+        except requests.RequestException:
+            return None
+        told: dict[str, Any] | None = answer.json() if answer.ok else None
+        return told
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedkeeper.weights.embedded import open_embedded_mongo
-from tests.e2e.lab import Lab, until
+from tests.e2e.lab import Lab, kill, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -53,10 +53,9 @@ async def test_a_wrong_password_is_refused_and_not_shown(lab: Lab, shared: Path)
 def test_another_config_does_not_take_over_an_unfinished_run(lab: Lab):
     """The error names the keys that changed and both ways out; --fresh abandons the old run."""
     lab.write("changing", learning={"stopping": {"rounds_max": 50}})
-    keeper = lab.start()
+    command = lab.start()
     until(lambda: "round 1/50 started" in lab.said(), "round 1")
-    keeper.kill()
-    keeper.wait()
+    kill(command)
     lab.write("changing", learning={"stopping": {"rounds_max": 1}})
     refused = lab.run("-s")
     assert refused.returncode == 2

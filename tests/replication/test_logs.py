@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 from fedkeeper.core.model import ClaimConductor, State, StopRun, Tick
 from fedkeeper.errors import JournalError
 from fedkeeper.replication.memory import MemoryLog
-from fedkeeper.replication.single import SingleLog
 from tests.replication import toy
 
 
@@ -140,14 +139,3 @@ class TestMemoryLog(LogContract):
         with pytest.raises(JournalError, match="full"):
             await log.propose(toy.command(1))
         assert log.state == State()
-
-
-class TestSingleLog(LogContract):
-    """The real one."""
-
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path):
-        self.folder = tmp_path / "log"
-
-    def opened(self, **options):
-        return SingleLog.open(self.folder, snapshot_every=20, **options)
