@@ -6,7 +6,7 @@ Everything here is called on the node's own thread, and never blocks but for `Di
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,6 @@ class Hello:
     cluster: str  # the cluster's id, made when it begins; empty while fresh
     last_index: int  # of its log
     version: int  # newest version of commands that it reads
-    founders: Mapping[str, str] = field(default_factory=dict)  # the cluster's first members, and addresses
 
 
 class Receiver(Protocol):
@@ -62,6 +61,10 @@ class Network(Protocol):
 
     def send(self, peer: str, message: Message) -> None:
         """Queue a message. Dropped if there is no connection, or too much is queued: Raft sends again."""
+        ...
+
+    def flush(self) -> None:
+        """Let what is queued go out now, and not only when the loop's turn, or `received`, is over."""
         ...
 
     async def close(self) -> None:

@@ -27,7 +27,6 @@ from fedkeeper.replication.base import Listener, LogStatus
 from fedkeeper.replication.listeners import Listeners
 from fedkeeper.replication.raft.base import Network, Resolve
 from fedkeeper.replication.raft.disk import FolderDisk
-from fedkeeper.replication.raft.library import monotonic
 from fedkeeper.replication.raft.node import TIMINGS, Apply, RaftNode, Result
 from fedkeeper.replication.raft.storage import Storage
 
@@ -120,7 +119,7 @@ class RaftLog:
                     members,
                     storage=storage,
                     network=net,
-                    clock=monotonic,
+                    clock=time.monotonic,
                     chance=random.SystemRandom(),
                     timing=TIMINGS[timing],
                     apply=apply,
@@ -368,9 +367,9 @@ class RaftLog:
         node = self._node
         return replace(
             self._status,
-            commit_index=node.raftCommitIndex,
-            applied_index=node.raftLastApplied,
-            term=node.raftCurrentTerm,
+            commit_index=node.commit_index,
+            applied_index=node.applied_index,
+            term=node.term,
         )
 
     def watch(self, watcher: Callable[[LogStatus], None]) -> Callable[[], None]:

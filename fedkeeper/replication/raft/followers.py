@@ -1,175 +1,198 @@
-"""What followers do with a leader's entries, and a leader with their acknowledgements.
+"""What a follower does with its leader's entries and snapshots.
 
-Both are ours and not PySyncObj's. Its follower deletes whatever stands after the entry that a message goes
-on from, also what it has acknowledged (a late or repeated message is enough), advances its commit index over
-entries that nobody verified, and installs any snapshot, also one older than its state; its acknowledgements
-carry no term, and each sets the leader's next index back to what is acknowledged.
+PySyncObj's own follower deletes whatever stands after the entry that a message goes on from, also what it has
+acknowledged (a repeated message is enough), moves its commit index over entries that nobody has compared, and
+installs any snapshot, also one older than its state. This one deletes only what conflicts, and acknowledges
+and commits only what the leader's messages have been compared with.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from fedkeeper.errors import JournalError, KeeperStopped
+from fedkeeper.errors import JournalDamaged, JournalError, KeeperStopped
 from fedkeeper.replication import codec
-from fedkeeper.replication.raft.library import FAIL_REASON, Peer
 
-FOLLOWER = 0
-CHUNK_BYTES = 1024 * 1024
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from fedkeeper.replication.raft.node import RaftNode
 
-
-class Sending:
-    """In the place of the library's Serializer: sends our snapshot, piece by piece."""
-
-    def __init__(self, node: Any) -> None:
-        self._node = node
-        self._under_way: dict[Any, tuple[bytes, int]] = {}
-
-    def getTransmissionData(self, peer: Peer) -> tuple[bytes, bool, bool] | None:  # noqa: N802
-        """The next piece for `peer`: bytes, whether it is the first, whether it is the last."""
-        data, position = self._under_way.get(peer) or (self._node.storage.snapshot_bytes(), 0)
-        piece = data[position : position + CHUNK_BYTES]
-        position += len(piece)
-        last = position >= len(data)
-        if last:
-            self._under_way.pop(peer, None)
-        else:
-            self._under_way[peer] = (data, position)
-        return piece, position == len(piece), last
-
-    def cancelTransmisstion(self, peer: Peer) -> None:  # noqa: N802 - the library's spelling
-        """Begin anew next time."""
-        self._under_way.pop(peer, None)
-
-    def checkSerializing(self) -> tuple[int, None]:  # noqa: N802
-        """Never: see `_SyncObj__tryLogCompaction`."""
-        return 0, None
+SNAPSHOT_BYTES_MAX: Final = 1024 * 1024 * 1024
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 class Followers:
-    """Of RaftNode."""
+    """One node's part as a follower."""
 
-    def _init_followers(self: Any) -> None:
-        self._SyncObj__serializer = Sending(self)
-        self._incoming: tuple[str, bytearray] | None = None  # a snapshot: from whom, and what came so far
+    def __init__(self, node: RaftNode) -> None:
+        self._node = node
+        self._incoming: tuple[str, int, int] = (
+            "",
+            0,
+            0,
+        )  # a snapshot: from whom, in which term, of which entry
+        self._received = bytearray()
+        self._compared: tuple[str, int, int] | None = None  # to be acknowledged: leader, term, index
 
-    # --- as a follower ---------------------------------------------------------------------------------
-
-    def _on_append(self: Any, peer: Peer, message: dict[str, Any]) -> None:
-        term = message["term"]
-        if term < self.raftCurrentTerm:
+    def on_append(self, peer: str, message: dict[str, Any]) -> None:
+        """Entries, or none: a heartbeat."""
+        if not self._accept(peer, message["term"]):
             return
-        if term == self.raftCurrentTerm and self.leads:
-            raise KeeperStopped(f"{peer.id} leads in term {term}, and so does {self.name}")
-        self._heard_leader()
-        if term > self.raftCurrentTerm:
-            self._SyncObj__transferInProgress = False
-        if not self._SyncObj__transferInProgress:
-            self._put_off()
-        if self._SyncObj__raftLeader != peer:
-            self._SyncObj__onLeaderChanged()
-            self._incoming = None
-        self._SyncObj__raftLeader = peer
-        if term > self.raftCurrentTerm:
-            self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(FOLLOWER)
-        self._SyncObj__leaderCommitIndex = message["commit_index"]
-        if "prevLogIdx" in message:
-            self._incoming = None
-            verified = self._take_entries(peer, message)
-        else:
-            verified = self._take_snapshot(peer, message.get("serialized"))
-        if verified:
-            self._SyncObj__sendNextNodeIdx(peer, nextNodeIdx=verified + 1, success=True)
-            committed = min(message["commit_index"], verified)
-            if committed > self.raftCommitIndex:
-                self._SyncObj__raftCommitIndex = committed
-                self.storage.setRaftCommitIndex(committed)
+        if not self._node.beginning.is_member:
+            self._answer(peer, success=False)
+            return
+        before, entries = message["before"], message["entries"]
+        if not self._goes_on(peer, before, message["before_term"]):
+            return
+        self._take(peer, entries)
+        compared = before + len(entries)
+        self._commit(min(message["commit"], compared))
+        if not message["quiet"]:
+            self._compared = (peer, self._node.term, max(compared, self._already(peer)))
 
-    def _take_entries(self: Any, peer: Peer, message: dict[str, Any]) -> int:
-        """The index up to which this log is the leader's; 0: it does not follow on, as the leader is told."""
-        before, entries = message["prevLogIdx"], message["entries"]
-        first = self.storage[0][1]
-        verified = before + len(entries)
-        if before < first:  # it is in our snapshot, and what is in that is committed
-            if verified <= self.storage.snapshot_index:
-                return int(verified)
-            entries = entries[first - before :]
-        elif before > self.last_index:
-            self._SyncObj__sendNextNodeIdx(peer, success=False, reset=True)
-            return 0
-        elif self.storage[before - first][2] != message["prevLogTerm"]:
-            if before <= self.raftCommitIndex:
-                raise KeeperStopped(f"entry {before} is committed, and leader {peer.id} has another one")
-            self._SyncObj__sendNextNodeIdx(peer, nextNodeIdx=before, success=False, reset=True)
-            return 0
+    def on_snapshot(self, peer: str, message: dict[str, Any]) -> None:
+        """A piece of one. Its answer says how much of it is here."""
+        node = self._node
+        if not self._accept(peer, message["term"]) or not node.beginning.is_member:
+            return
+        which = (peer, node.term, message["index"])
+        if self._incoming != which:
+            self._incoming = which
+            self._received.clear()
+        if message["offset"] == len(self._received) and message["size"] <= SNAPSHOT_BYTES_MAX:
+            self._received += message["data"]
+        received = len(self._received)
+        if received == message["size"]:
+            data = bytes(self._received)
+            self._forget()
+            compared = self._install(peer, data)
+            if not compared:
+                return  # the leader tries again, in a while
+            self._compared = (peer, node.term, compared)
+        answer = {"type": "snapshot_ack", "term": node.term, "index": message["index"], "received": received}
+        node.say(peer, answer)
+
+    def answer(self) -> None:
+        """Acknowledge, once, what the messages of one read have brought. After the sync, as all promises."""
+        node, compared = self._node, self._compared
+        self._compared = None
+        if compared is not None and compared[1] == node.term:
+            self._answer(compared[0], success=True, following=compared[2] + 1)
+
+    # --- in detail ---------------------------------------------------------------------------------------
+
+    def _accept(self, peer: str, term: int) -> bool:
+        """Follow the leader `peer`, unless it is none any more."""
+        node = self._node
+        if term < node.term:
+            self._answer(peer, success=False)  # with our term: it learns that its time is over
+            return False
+        if term == node.term and node.leads:
+            raise KeeperStopped(
+                f"{peer} leads in term {term}, and so does {node.name}",
+                hint="has a keeper's folder been copied, or put back from a backup?",
+            )
+        node.follow(term)
+        if node.leader != peer:
+            node.leader = peer
+            self._forget()
+        node.elections.heard_leader()
+        return True
+
+    def _already(self, peer: str) -> int:
+        """The index up to which `peer` has been compared in this read; 0: not at all."""
+        compared = self._compared
+        return compared[2] if compared and compared[:2] == (peer, self._node.term) else 0
+
+    def _goes_on(self, peer: str, before: int, term: int) -> bool:
+        """Whether the entry `before` is here; if not, tell the leader from where to send."""
+        node = self._node
+        if before < node.first_index:
+            return True  # it is in our snapshot: committed, so it is the leader's as well
+        if before > node.last_index:
+            self._answer(peer, success=False, following=node.last_index + 1, reset=True)
+            return False
+        ours = node.entry(before)[2]
+        if ours == term:
+            return True
+        if before <= node.commit_index:
+            raise _contradiction(peer, before)
+        while before > max(node.first_index, node.commit_index) and node.entry(before)[2] == ours:
+            before -= 1  # the leader may lack all of that term
+        self._answer(peer, success=False, following=before + 1, reset=True)
+        return False
+
+    def _take(self, peer: str, entries: list[Any]) -> None:
+        node = self._node
+        storage, first = node.entries, node.first_index
         for command, index, term in entries:
             position = index - first
-            if position < len(self.storage):
-                if self.storage[position][2] == term:
-                    continue  # it is here, and may have been acknowledged: never touch it
-                self._cut_from(position, index, peer)
-            elif position != len(self.storage):
-                raise KeeperStopped(f"leader {peer.id} sent entry {index} after {self.last_index}")
-            self.storage.add(command, index, term)
-            self._membership_appended(command, index)
-        return int(verified)
+            if position < 0:
+                continue  # in our snapshot
+            if position < len(storage):
+                if storage[position][2] == term:
+                    continue  # it is here, and may have been acknowledged: leave it alone
+                if index <= node.commit_index:
+                    raise _contradiction(peer, index)
+                storage.deleteEntriesFrom(position)
+                node.membership.log_changed()
+            elif position > len(storage):
+                raise KeeperStopped(f"{peer} sent entry {index} after entry {node.last_index}")
+            storage.add(command, index, term)
+            node.membership.appended(command)
 
-    def _cut_from(self: Any, position: int, index: int, peer: Peer) -> None:
-        """Entries of a leader that lost."""
-        if index <= self.raftCommitIndex:
-            raise KeeperStopped(f"entry {index} is committed, and leader {peer.id} has another one")
-        self._membership_cut(self.storage[position:])
-        self.storage.deleteEntriesFrom(position)
+    def _commit(self, index: int) -> None:
+        self._node.commit_index = max(self._node.commit_index, index)
 
-    def _take_snapshot(self: Any, peer: Peer, piece: Any) -> int:
-        """The index of the snapshot once it is whole and in place; 0 before."""
-        if piece is None:
-            return 0
-        data, is_first, is_last = piece
-        if is_first:
-            self._incoming = (peer.id, bytearray())
-        if self._incoming is None or self._incoming[0] != peer.id:
-            return 0
-        self._incoming[1].extend(data)
-        if not is_last:
-            return 0
-        whole, self._incoming = bytes(self._incoming[1]), None
+    def _install(self, peer: str, data: bytes) -> int:
+        """Put the snapshot in the place of everything up to its entry; return that entry's index."""
+        node = self._node
         try:
-            snapshot = self.storage.install_snapshot(whole, peer.id)
-        except JournalError as exc:
-            if self.storage.failed:
+            pending = node.storage.begin_install(data, peer)
+            if pending is None:
+                return node.commit_index  # it is no newer than what is here
+            snapshot = pending.snapshot
+            state = codec.decode_state(snapshot.state, place=f"the snapshot that {peer} sent")
+        except JournalDamaged as exc:
+            if exc.hint == codec.UPGRADE:
                 raise
-            log.warning("snapshot refused", leader=peer.id, problem=str(exc))
+            log.warning("snapshot refused", keeper=node.name, leader=peer, problem=str(exc))
             return 0
-        if snapshot is None:  # no newer than what is committed here
-            return int(self.raftCommitIndex)
-        self.state = codec.decode_state(snapshot.state, place=f"the snapshot that {peer.id} sent")
-        self._SyncObj__raftLastApplied = snapshot.index
-        self._SyncObj__raftCommitIndex = max(self.raftCommitIndex, snapshot.index)
-        self._take_members(snapshot.members)
-        for index in [one for one in self._SyncObj__commandsWaitingCommit if one <= snapshot.index]:
-            for _, callback in self._SyncObj__commandsWaitingCommit.pop(index):
-                callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
-        self._installed()
-        return int(snapshot.index)
+        except JournalError as exc:
+            log.warning("snapshot refused", keeper=node.name, leader=peer, problem=str(exc))
+            return 0
+        pending.write()
+        if not node.storage.finish(pending):
+            return node.commit_index
+        node.applied_index = snapshot.index
+        self._commit(snapshot.index)
+        node.proposals.skipped(snapshot.term)
+        node.membership.restored(snapshot.members)
+        node.restored(state, snapshot.index)
+        return snapshot.index
 
-    # --- as the leader ---------------------------------------------------------------------------------
+    def _forget(self) -> None:
+        self._incoming = ("", 0, 0)
+        self._received.clear()
 
-    def _on_acknowledged(self: Any, peer: Peer, message: dict[str, Any]) -> None:
-        if (
-            not self.leads
-            or message.get("term") != self.raftCurrentTerm
-            or peer not in self._SyncObj__raftNextIndex
-        ):
-            return
-        upcoming = self._SyncObj__raftNextIndex[peer]
-        self._SyncObj__onMessageReceived(peer, message)
-        if message["success"]:  # what is under way need not be sent again
-            self._SyncObj__raftNextIndex[peer] = max(self._SyncObj__raftNextIndex[peer], upcoming)
-        elif message["reset"]:
-            self._announced = (0, 0)  # tell it at once what it lacks
-        self._learner_acknowledged(peer)
+    def _answer(self, peer: str, *, success: bool, following: int = 0, reset: bool = False) -> None:
+        node = self._node
+        node.say(
+            peer,
+            {
+                "type": "appended",
+                "term": node.term,
+                "next": following,
+                "reset": reset,
+                "success": success,
+                "newcomer": not node.beginning.counts,
+            },
+        )
+
+
+def _contradiction(leader: str, index: int) -> KeeperStopped:
+    return KeeperStopped(
+        f"entry {index} is committed here, and leader {leader} has another one",
+        hint="has a keeper's folder been put back from a backup? Move it away: the keeper rejoins empty",
+    )

@@ -1,236 +1,341 @@
 """Who belongs to the cluster: one change at a time, in the log, effective when it is appended.
 
-Source: Ongaro 2014, chapter 4 (single-server changes), with the amendment that a leader changes nothing
-before an entry of its own term is committed. PySyncObj means to allow one change at a time, and does not.
+PySyncObj means to allow one change at a time, and its guard is never set: an isolated leader can shrink the
+cluster until it is a majority by itself. Here a leader changes nothing before an entry of its own term is
+committed, nor before the last change is; only while majorities of the old and of the new members answer; and
+a keeper becomes a member only after it has caught up.
+
+Source: Ongaro 2014, chapter 4 (single-server changes), with his amendment of 2015 (the leader's own entry
+first).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from fedkeeper.errors import FedKeeperError, KeeperStopped, MembershipRefused, NoLeader
-from fedkeeper.replication.raft.library import MEMBERSHIP, Peer
-from fedkeeper.replication.raft.snapshots import Entry, Snapshot
+from fedkeeper.errors import FedKeeperError, JournalDamaged, KeeperStopped, MembershipRefused, NoLeader
+from fedkeeper.replication.codec import UPGRADE
+from fedkeeper.replication.raft.library import MEMBERSHIP
+from fedkeeper.replication.raft.proposals import parts
 
-CATCH_UP_ENTRIES = 10  # a keeper that lacks no more than that may become a member
-HURRY = "wait until every keeper is up (fedkeeper status), then try again"
+if TYPE_CHECKING:
+    from fedkeeper.replication.raft.node import RaftNode
+
+LAG_ENTRIES: Final = 16  # a keeper that lacks no more than this has caught up
+FAREWELL_S: Final = 30.0  # how long a keeper that was removed can still connect, to learn of it
+MEMBERS_MAX: Final = 15
+REMOVED: Final = "its folder may be deleted; `fedkeeper keeper add` takes it in again, with an empty one"
 Finished = Callable[[FedKeeperError | None], None]
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An entry of the log."""
 
-    add: bool
+    add: bool  # or remove
     name: str
     address: str = ""
 
 
-def _change(entry: bytes) -> Change | None:
-    return msgspec.json.decode(entry[1:], type=Change) if entry[0] == MEMBERSHIP else None
+@dataclass(slots=True)
+class _Joining:
+    name: str
+    address: str
+    done: Finished
+    until: float
+
+
+@dataclass(slots=True)
+class _HandingOver:
+    to: str
+    term: int
+    done: Finished
+    until: float
 
 
 class Membership:
-    """Of RaftNode."""
+    """The members, as one node's log has them."""
 
-    def _init_membership(self: Any) -> None:
-        self._joining: tuple[str, str, Finished, float] | None = None  # name, address, done, until
-        self._changing: Finished | None = None
+    def __init__(self, node: RaftNode, configured: Mapping[str, str], snapshot: Mapping[str, str]) -> None:
+        """`snapshot`: the members in the snapshot; empty if there is none."""
+        self._node = node
+        self._configured = dict(configured)
+        self._in_snapshot = dict(snapshot)
+        self.applied: dict[str, str] = {}  # name -> address, after the last applied entry
+        self.members: dict[str, str] = {}  # after the last entry of the log
+        self._change_index = 0  # of the last change in the log
+        self._joining: _Joining | None = None
+        self._handing_over: _HandingOver | None = None
+        self._leaving: dict[str, float] = {}  # removed: until when they can still connect
+        self._peers: frozenset[str] | None = None
+
+    # --- what the log says -------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """At a start: as the cluster began or the snapshot says, then as the entries after it say."""
+        founders = self._node.storage.identity.founders
+        self.applied = dict(self._in_snapshot or founders or self._configured)
+        self.log_changed()
+
+    def founded(self) -> None:
+        """This keeper has just become a member: of whose cluster, the storage knows."""
+        self.load()
+
+    def restored(self, members: Mapping[str, str]) -> None:
+        """A snapshot took the place of the applied entries."""
+        self._in_snapshot = dict(members)
+        self.applied = dict(members)
+        self.log_changed()
+
+    def log_changed(self) -> None:
+        """Entries were cut off, or replaced."""
+        node = self._node
+        members, self._change_index = dict(self.applied), 0
+        first = max(node.applied_index + 1, node.first_index)
+        for index in range(first, node.last_index + 1):
+            if follow(members, node.entry(index)[0]):
+                self._change_index = index
+        self._set(members)
+
+    def appended(self, entry: bytes) -> None:
+        """The last entry of the log is new."""
+        if entry[0] == MEMBERSHIP:
+            members = dict(self.members)
+            follow(members, entry)
+            self._change_index = self._node.last_index
+            self._set(members)
+
+    def committed(self, entry: bytes) -> None:
+        """It is applied now: for good."""
+        node, change = self._node, change_of(entry)
+        follow(self.applied, entry)
+        if change.add:
+            self._leaving.pop(change.name, None)
+            return
+        if change.name in self.members:
+            return  # it was taken in again later
+        if change.name != node.name:
+            self._leaving[change.name] = node.clock() + FAREWELL_S
+            self._say_farewell(change.name)
+            self._tell_network()
+        elif node.beginning.counts:  # a newcomer goes through the history of its name
+            raise KeeperStopped(f"{node.name} was removed from the cluster", hint=REMOVED)
+
+    def _set(self, members: dict[str, str]) -> None:
+        if members != self.members:
+            self.members = members
+            self._node.set_others(members.keys() - {self._node.name})
+        self._tell_network()
 
     @property
-    def own_address(self: Any) -> str:
-        """As the members were told."""
-        return str(self.configured.get(self.name, ""))
+    def belongs(self) -> bool:
+        """This keeper is one of the members."""
+        return self._node.name in self.members
 
-    def _members_on_disk(self: Any, snapshot: Snapshot | None) -> dict[str, str]:
-        """As of the end of the log: configured, then as the cluster began, or as the snapshot says."""
-        identity = self.storage.identity
-        members: dict[str, str] = dict(identity.founders or self.configured)
-        if snapshot is not None:
-            members = dict(snapshot.members)
-        for entry, index, _ in self.storage[:]:
-            if snapshot is None or index > snapshot.index:
-                _follow(members, entry)
-        return members
+    @property
+    def learners(self) -> frozenset[str]:
+        """Who is sent entries without being a member."""
+        joining = self._joining
+        return frozenset() if joining is None else frozenset({joining.name} - self.members.keys())
 
-    def _members_at_applied(self: Any) -> dict[str, str]:
-        """As of the last applied entry: what is not committed yet is left out."""
-        members: dict[str, str] = self._members()
-        first = self.storage[0][1]
-        for entry, index, _ in reversed(self.storage[:]):
-            if index <= max(first, self.raftLastApplied):
-                break
-            _follow(members, entry, back=True)
-        return members
+    def address_of(self, name: str) -> str:
+        """Where to reach a keeper; empty if the log does not say."""
+        if self._joining is not None and self._joining.name == name:
+            return self._joining.address
+        return self.members.get(name, "") or self._configured.get(name, "")
 
-    def _members(self: Any) -> dict[str, str]:
-        members = {one.id: getattr(one, "address", "") for one in self.otherNodes}
-        members[self.name] = self.own_address
-        return members
+    def _tell_network(self) -> None:
+        peers = frozenset(self.members.keys() | self.learners | self._leaving.keys())
+        if not self._node.beginning.is_member:
+            peers |= self._configured.keys()
+        if peers != self._peers:
+            self._peers = peers
+            self._node.network_peers(peers - {self._node.name})
 
-    def _peers_changed(self: Any) -> None:
-        names = set(self._members()) | ({self._joining[0]} if self._joining else set())
-        self._network.peers(names - {self.name})
+    # --- farewells ---------------------------------------------------------------------------------------
 
-    def address_of(self: Any, name: str) -> str:
-        """Where a member, or one that is joining, is reached; empty if nobody said."""
-        if self._joining is not None and self._joining[0] == name:
-            return str(self._joining[1])
-        return self._members().get(name) or str(self.configured.get(name, ""))
+    def connected(self, peer: str) -> None:
+        """Perhaps one that does not know that it was removed."""
+        if peer in self._leaving and peer not in self.members and peer not in self.learners:
+            self._say_farewell(peer)
 
-    # --- changes, on the leader ------------------------------------------------------------------------
+    def _say_farewell(self, peer: str) -> None:
+        node = self._node
+        if node.leads:
+            node.say(peer, {"type": "removed", "term": node.term})
 
-    def add_member(self: Any, name: str, address: str, done: Finished) -> None:
-        """Take `name` in once it has caught up. One change at a time; `done` when it is committed."""
-        if problem := self._unfit():
-            done(problem)
-        elif name in self._members():
-            done(MembershipRefused(f"{name} is a member already"))
-        else:
-            self._joining = (name, address, done, self._clock() + self._timeout_s * 3)
-            self._peers_changed()
-
-    def remove_member(self: Any, name: str, done: Finished) -> None:
-        """Let `name` go; `done` when it is committed."""
-        if problem := self._unfit():
-            done(problem)
-        elif name == self.name:
-            done(
-                MembershipRefused(
-                    f"{name} leads, and a leader cannot be removed", hint="hand the lead over first"
-                )
+    def on_removed(self, peer: str, message: dict[str, Any]) -> None:
+        """The leader says that this keeper is no member any more."""
+        node = self._node
+        if message["term"] >= node.term and node.beginning.counts:
+            raise KeeperStopped(
+                f"{node.name} was removed from the cluster, says its leader {peer}", hint=REMOVED
             )
-        elif name not in self._members():
-            done(
-                MembershipRefused(
-                    f"{name} is no member", hint=f"members: {', '.join(sorted(self._members()))}"
-                )
-            )
-        else:
-            left = [one for one in self.otherNodes if one.id != name]
-            connected = 1 + sum(one in self._SyncObj__connectedNodes for one in left)
-            if connected <= (len(left) + 1) / 2:
-                done(
-                    MembershipRefused(
-                        f"without {name} there would be no majority of healthy keepers", hint=HURRY
-                    )
-                )
-            else:
-                self._change(Change(add=False, name=name), done)
 
-    def _unfit(self: Any) -> FedKeeperError | None:
-        if not self.leads:
-            return NoLeader(f"{self.name} does not lead")
-        if self._joining is not None or self._changing is not None:
+    # --- changes, on the leader --------------------------------------------------------------------------
+
+    def add(self, name: str, address: str, done: Finished, timeout_s: float) -> None:
+        """Take `name` in once it has caught up; `done` when that is committed, or why it is not."""
+        node = self._node
+        problem = self._unfit(self.members.keys())
+        if problem is None and name in self.members:
+            problem = MembershipRefused(f"{name} is a member already")
+        if problem is None and len(self.members) >= MEMBERS_MAX:
+            problem = MembershipRefused(f"there are {len(self.members)} keepers, the most there may be")
+        if problem is not None:
+            node.soon(done, problem)
+            return
+        self._joining = _Joining(name, address, done, node.clock() + timeout_s)
+        self._tell_network()
+
+    def remove(self, name: str, done: Finished) -> None:
+        """Let `name` go; `done` when that is committed, or why it is not."""
+        node = self._node
+        problem = self._unfit(self.members.keys() - {name})
+        if problem is None and name not in self.members:
+            members = ", ".join(sorted(self.members))
+            problem = MembershipRefused(f"{name} is no member", hint=f"members are {members}")
+        if problem is None and name == node.name:
+            problem = MembershipRefused(
+                f"{name} leads, and a leader does not remove itself", hint="hand the lead over first"
+            )
+        if problem is not None:
+            node.soon(done, problem)
+            return
+        self._propose(Change(add=False, name=name), done)
+
+    def _unfit(self, members: Set[str], *, joining: str = "") -> FedKeeperError | None:
+        """Why the members cannot become these now. `joining`: has caught up, so it is healthy."""
+        node = self._node
+        if node.failure is not None:
+            return KeeperStopped(f"{node.name} has stopped: {node.failure}")
+        if not node.leads:
+            return NoLeader(f"{node.name} does not lead", hint=f"ask {node.leader}" if node.leader else "")
+        if self._joining is not None or self._change_index > node.commit_index:
             return MembershipRefused("another change of the members is under way", hint="one at a time")
-        if self.raftLastApplied < (self._SyncObj__noopIDx or 0):
-            return MembershipRefused("the leader has only just been elected", hint="try again in a moment")
-        if not self.hasQuorum:
-            return MembershipRefused("no majority of the keepers is healthy", hint=HURRY)
+        if self._handing_over is not None:
+            return MembershipRefused(f"{node.name} hands the lead over", hint="ask the next leader")
+        if node.commit_index < node.noop_index:
+            return MembershipRefused(f"{node.name} has just been elected", hint="try again in a moment")
+        for group in (self.members.keys(), members):
+            silent = sorted(group - self._answering() - {joining})
+            if 2 * len(silent) >= len(group):
+                return MembershipRefused(
+                    f"no majority would be healthy: {', '.join(silent)} cannot be reached",
+                    hint="wait until they are back (`fedkeeper status`), or add a healthy keeper first",
+                )
         return None
 
-    def _change(self: Any, change: Change, done: Finished) -> None:
-        self._changing = done
+    def _answering(self) -> set[str]:
+        node = self._node
+        since = node.clock() - node.timing.silence_max_s
+        others = {name for name in node.other_names & node.connected_names if node.heard_at(name) > since}
+        return others | {node.name}
 
-        def answered(result: Any) -> None:
-            self._changing = None
-            done(result if isinstance(result, FedKeeperError) else None)
+    def _propose(self, change: Change, done: Finished) -> None:
+        self._node.proposals.propose(
+            MEMBERSHIP,
+            msgspec.json.encode(change),
+            lambda outcome: done(outcome if isinstance(outcome, FedKeeperError) else None),
+            f"to {'add' if change.add else 'remove'} {change.name}",
+        )
 
-        self._submit(bytes([MEMBERSHIP]) + msgspec.json.encode(change), answered, f"{change}")
+    def each_turn(self) -> None:
+        """Take in who has caught up; give up what takes too long; forget who has left."""
+        now = self._node.clock()
+        if gone := [name for name, until in self._leaving.items() if until <= now]:
+            for name in gone:
+                del self._leaving[name]
+            self._tell_network()
+        if self._joining is not None:
+            self._look_at(self._joining)
+        if self._handing_over is not None:
+            self._hand_over(self._handing_over)
 
-    def _learner_acknowledged(self: Any, peer: Peer) -> None:
-        """A keeper that is joining has what the others have: now it may count."""
-        if self._joining is None or self._joining[0] != peer.id or peer in self.otherNodes:
-            return
-        if self.last_index - self._SyncObj__raftMatchIndex.get(peer, 0) <= CATCH_UP_ENTRIES:
-            name, address, done, _ = self._joining
+    def _look_at(self, joining: _Joining) -> None:
+        node = self._node
+        if node.leads and node.clock() < joining.until:
+            if not node.leading.has_caught_up(joining.name, entries_max=LAG_ENTRIES):
+                return
             self._joining = None
-            self._change(Change(add=True, name=name, address=address), done)
-
-    def _check_joining(self: Any) -> None:
-        """Each turn: give up on one that does not come, or when no longer the leader."""
-        if self._joining is None:
-            return
-        name, address, done, until = self._joining
-        if self.leads and self._clock() < until:
-            return
+            problem = self._unfit({*self.members, joining.name}, joining=joining.name)
+            if problem is None:
+                self._propose(Change(add=True, name=joining.name, address=joining.address), joining.done)
+                return
+        elif node.leads:
+            problem = MembershipRefused(
+                f"{joining.name} at {joining.address or '?'} did not come, or did not catch up, in time",
+                hint="start it first; then its log says what it waits for",
+            )
+        else:
+            problem = NoLeader(f"{node.name} does not lead any more; {joining.name} was not added")
         self._joining = None
-        self._SyncObj__onReadonlyNodeDisconnected(Peer(name)) if Peer(name) in self.readonlyNodes else None
-        self._peers_changed()
-        why = (
-            "did not come, or did not catch up, in time"
-            if self.leads
-            else "was joining when the leader changed"
-        )
-        done(
-            MembershipRefused(
-                f"{name} at {address} {why}", hint=f"is it running? fedkeeper keeper run {name}"
-            )
-        )
+        self._tell_network()
+        node.soon(joining.done, problem)
 
-    # --- entries of the log ----------------------------------------------------------------------------
+    # --- handing over ------------------------------------------------------------------------------------
 
-    def _SyncObj__parseChangeClusterRequest(self: Any, entry: bytes) -> list[Any] | None:  # noqa: N802
-        change = _change(entry)
-        if change is None:
-            return None
-        return ["add" if change.add else "rem", change.name, Peer(change.name, address=change.address)]
+    @property
+    def handing_over(self) -> bool:
+        """The leader takes no proposals, so that another can catch up with it."""
+        return self._handing_over is not None
 
-    def _SyncObj__changeCluster(self: Any, request: list[Any]) -> bool:  # noqa: N802
-        """Called by the library before the leader appends; its own guard is never set."""
-        pending = self._SyncObj__changeClusterIDx
-        if self.raftLastApplied < (self._SyncObj__noopIDx or 0) or (pending or 0) > self.raftLastApplied:
-            return False
-        if not self._SyncObj__doChangeCluster(request):
-            return False
-        self._SyncObj__changeClusterIDx = self.last_index + 1
-        return True
-
-    def _membership_appended(self: Any, entry: bytes, index: int) -> None:
-        request = self._SyncObj__parseChangeClusterRequest(entry)
-        if request is not None:
-            self._SyncObj__doChangeCluster(request)
-
-    def _membership_cut(self: Any, entries: Sequence[Entry]) -> None:
-        for entry, _, _ in reversed(entries):
-            request = self._SyncObj__parseChangeClusterRequest(entry)
-            if request is not None:
-                self._SyncObj__doChangeCluster(request, reverse=True)
-
-    def _membership_committed(self: Any, entry: bytes, index: int) -> None:
-        """It took effect when it was appended; now it is for good."""
-        change = _change(entry)
-        if change is None or change.add:
+    def transfer(self, to: str, done: Finished) -> None:
+        """Have `to` lead; `done` when it does, or why it does not."""
+        node = self._node
+        problem: FedKeeperError | None = None
+        if node.failure is not None:
+            problem = KeeperStopped(f"{node.name} has stopped: {node.failure}")
+        elif not node.leads:
+            problem = NoLeader(f"{node.name} does not lead", hint=f"ask {node.leader}" if node.leader else "")
+        elif self._handing_over is not None:
+            problem = MembershipRefused(f"{node.name} is handing over to {self._handing_over.to} already")
+        elif to != node.name and (to not in node.other_names or to not in node.connected_names):
+            problem = MembershipRefused(f"{to} cannot lead: it is no member that {node.name} reaches")
+        if problem is not None or to == node.name:
+            node.soon(done, problem)
             return
-        if change.name == self.name:
-            raise KeeperStopped(
-                f"{self.name} was removed from the cluster", hint="it may be stopped for good"
-            )
-        if self.leads:
-            self._network.send(change.name, {"type": "removed", "term": self.raftCurrentTerm, "index": index})
-        self._peers_changed()
+        self._handing_over = _HandingOver(to, 0, done, node.clock() + 4 * node.timing.silence_max_s)
 
-    def _on_removed(self: Any, peer: Peer, message: dict[str, Any]) -> None:
-        if peer == self._SyncObj__raftLeader and message.get("term") == self.raftCurrentTerm:
-            raise KeeperStopped(
-                f"{self.name} was removed from the cluster", hint="it may be stopped for good"
-            )
+    def _hand_over(self, plan: _HandingOver) -> None:
+        node = self._node
+        if node.leader == plan.to:
+            self._handing_over = None
+            node.soon(plan.done, None)
+        elif node.clock() >= plan.until or (not node.leads and node.leader):
+            self._handing_over = None
+            leads = f"{node.leader} leads" if node.leader else "nobody leads"
+            node.soon(plan.done, NoLeader(f"{plan.to} did not take over in time; {leads}"))
+        elif node.leads and plan.term != node.term and node.leading.match_of(plan.to) == node.last_index:
+            plan.term = node.term
+            node.hand_over_to(plan.to)
 
-    def _take_members(self: Any, members: Mapping[str, str]) -> None:
-        """Those of a snapshot."""
-        self._SyncObj__updateClusterConfiguration(
-            [Peer(name, address=address) for name, address in members.items() if name != self.name]
-        )
-        self._peers_changed()
+    def stop(self) -> None:
+        """This keeper stops: nothing of this is known to end."""
+        for plan in (self._joining, self._handing_over):
+            if plan is not None:
+                self._node.soon(plan.done, KeeperStopped(f"{self._node.name} has stopped"))
+        self._joining = self._handing_over = None
 
 
-def _follow(members: dict[str, str], entry: bytes, *, back: bool = False) -> None:
-    change = _change(entry)
-    if change is None:
-        return
-    if change.add is not back:
+def change_of(entry: bytes) -> Change:
+    """What a MEMBERSHIP entry says. JournalDamaged if this version cannot read it."""
+    try:
+        return msgspec.json.decode(parts(entry)[1], type=Change)
+    except msgspec.MsgspecError as exc:
+        raise JournalDamaged(f"a change of the members cannot be read: {exc}", hint=UPGRADE) from exc
+
+
+def follow(members: dict[str, str], entry: bytes) -> bool:
+    """Change `members` as `entry` says, if it does."""
+    if entry[0] != MEMBERSHIP:
+        return False
+    change = change_of(entry)
+    if change.add:
         members[change.name] = change.address
     else:
         members.pop(change.name, None)
+    return True

@@ -1,95 +1,53 @@
 """One Raft node: PySyncObj's Raft between our files, our network and the state machine.
 
-It has no thread, no clock and no chance of its own. It acts when it is called: `received` (and the other
-methods of Receiver), `propose`, `tick`. Each call is a *turn*: at its end everything that has to be on disk
-is synced, once, and what was said meanwhile is sent.
+It has no thread, no clock and no chance of its own, and acts only when it is called: `received` (with the
+other methods of Receiver), `propose`, `barrier`, `tick`. Each call is a *turn*. What was said in it goes out
+after one sync of what it relies upon; callbacks come last, when the library is done.
 
-Source of the protocol: Ongaro, Ousterhout: In Search of an Understandable Consensus Algorithm (extended),
-2014; Ongaro: Consensus: Bridging Theory and Practice, 2014, for pre-votes (9.6) and transfers (3.10).
+The parts: `followers` and `leading` (the log), `elections`, `beginning` (first starts and wiped folders),
+`membership`, `proposals`, `compaction`. `library` is PySyncObj.
+
+Sources: Ongaro, Ousterhout: In Search of an Understandable Consensus Algorithm (extended version), 2014;
+Ongaro: Consensus: Bridging Theory and Practice, 2014.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 
 from fedkeeper.core.model import Applied, Command, State
-from fedkeeper.errors import (
-    FedKeeperError,
-    KeeperStopped,
-    NoLeader,
-    OutcomeUnknown,
-)
+from fedkeeper.errors import FedKeeperError, JournalDamaged, KeeperStopped
 from fedkeeper.replication import codec
 from fedkeeper.replication.base import LogStatus, Member, Role
 from fedkeeper.replication.raft.base import Hello, Message, Network
 from fedkeeper.replication.raft.beginning import Beginning
+from fedkeeper.replication.raft.compaction import Background, Compaction, at_once
 from fedkeeper.replication.raft.elections import Elections
 from fedkeeper.replication.raft.followers import Followers
-from fedkeeper.replication.raft.library import (
-    FAIL_REASON,
-    MEMBERSHIP,
-    NO_OP,
-    REGULAR,
-    Peer,
-    SyncObj,
-    SyncObjConf,
-    use,
-)
-from fedkeeper.replication.raft.membership import Membership
-from fedkeeper.replication.raft.shim import Shim
+from fedkeeper.replication.raft.leading import Leading
+from fedkeeper.replication.raft.library import MEMBERSHIP, NO_OP, REGULAR, Raft, use
+from fedkeeper.replication.raft.membership import Finished, Membership
+from fedkeeper.replication.raft.messages import FREE, fault
+from fedkeeper.replication.raft.proposals import SESSION_BITS, Done, Proposals, Result, parts
 from fedkeeper.replication.raft.storage import Storage
+from fedkeeper.replication.raft.timing import TIMINGS, Timing
 
+__all__ = ["TIMINGS", "Apply", "RaftNode", "Result", "Timing"]
 Apply = Callable[[State, Command], Applied]
-Result = list[Applied] | State | FedKeeperError | None  # of a batch; of a barrier; what went wrong; done
-Done = Callable[[Result], None]
+Results = Sequence[tuple[Command, Applied]]
+OnApplied = Callable[[int, bytes, Results], None]
 ROLES: Final = (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)  # in the library's order
-CERTAIN: Final = frozenset(
-    (
-        FAIL_REASON.QUEUE_FULL,
-        FAIL_REASON.MISSING_LEADER,
-        FAIL_REASON.DISCARDED,
-        FAIL_REASON.NOT_LEADER,
-        FAIL_REASON.REQUEST_DENIED,
-    )
-)  # the command is not in the log, and never will be
-ENTRY_BYTES_MAX: Final = (
-    24 * 1024 * 1024
-)  # larger than any batch; the library would send larger ones by pickle
+JOIN_TIMEOUT_S: Final = 60.0
 
-log = structlog.get_logger(__name__)
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Seconds. A leader that is silent for `silence_min_s` to `silence_max_s` is replaced."""
-
-    silence_min_s: float
-    silence_max_s: float
-    heartbeat_s: float
-    tick_s: float  # between two calls of `tick`
-
-
-TIMINGS: Final[Mapping[str, Timing]] = {
-    "fast": Timing(silence_min_s=0.05, silence_max_s=0.1, heartbeat_s=0.015, tick_s=0.005),
-    "steady": Timing(silence_min_s=0.15, silence_max_s=0.3, heartbeat_s=0.03, tick_s=0.01),
-    "patient": Timing(silence_min_s=1.0, silence_max_s=2.0, heartbeat_s=0.2, tick_s=0.05),
-}
-
-
-@dataclass(slots=True)
-class _Waiting:
-    done: Done
-    until: float
-    what: str
-
-
-class RaftNode(Elections, Followers, Membership, Beginning, SyncObj):  # type: ignore[misc] # untyped library
-    """One keeper's part in the log. Not safe to be called from several threads."""
+class RaftNode(Raft):
+    """One keeper's part in the log. Every method is to be called on one and the same thread."""
 
     def __init__(
         self,
@@ -102,191 +60,271 @@ class RaftNode(Elections, Followers, Membership, Beginning, SyncObj):  # type: i
         chance: random.Random,
         timing: Timing,
         apply: Apply,
-        on_applied: Callable[[int, bytes, Sequence[tuple[Command, Applied]]], None],
-        on_change: Callable[[], None],
+        on_applied: OnApplied = lambda _index, _entry, _results: None,
         on_installed: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
         snapshot_every: int = 10_000,
         propose_timeout_s: float = 10.0,
+        background: Background = at_once,
     ) -> None:
-        """`members`: name -> address, itself included, as configured: what a cluster that begins consists of.
+        """`members`: all keepers that the cluster begins with, this one included: name -> address.
 
-        `on_applied` is called for each entry with its index, its bytes, and its commands with what they did;
-        `on_change` when the status is another one, `on_installed` when a snapshot took the state's place.
+        `on_applied` is called for each entry with its index, its bytes, and its commands with what each did;
+        `on_installed` when a leader's snapshot took the place of the state; `on_change` when role, leader,
+        term, members, connections or `problem` have changed. JournalDamaged if the snapshot cannot be read.
         """
         use(clock, chance)
         self.name = name
         self.timing = timing
         self.storage = storage
+        self.clock = clock
+        self.chance = chance
+        self.failure: FedKeeperError | None = None  # why it takes part no longer
         self.state = State()
-        self.failure: FedKeeperError | None = None
         self._network = network
-        self._clock = clock
-        self._chance = chance
+        self._open = False
         self._apply = apply
         self._on_applied = on_applied
+        self._on_installed = on_installed
         self._on_change = on_change
-        self._installed = on_installed
-        self._snapshot_every = snapshot_every
-        self._timeout_s = propose_timeout_s
-        self._waiting: dict[int, _Waiting] = {}
-        self._waiting_count = 0
-        self._announced = (0, 0)  # last index and commit index that the followers were told
-        self._told: object = None  # of `on_change`
+        self._peers: frozenset[str] = frozenset()
+        self._vote_on_disk: tuple[int, str] = (0, "")
         self._turning = False
-        self.configured = dict(members)
-        self.shim = Shim(self._peers_changed)
+        self._calling = False
+        self._outbox: list[tuple[str, dict[str, Any]]] = []
+        self._calls: list[Callable[[], None]] = []  # for the end of the turn
+        self._told: object = None  # of `on_change`
+        self._term_applied = 0  # of the last applied entry
         snapshot = storage.snapshot()
+        super().__init__(name, (), storage=storage, timing=timing, say=self.say)
+        self.beginning = Beginning(self, members)
+        self.membership = Membership(self, members, snapshot.members if snapshot else {})
+        self.elections = Elections(self)
+        self.followers = Followers(self)
+        self.leading = Leading(self)
+        self.proposals = Proposals(self, propose_timeout_s, f"{chance.getrandbits(SESSION_BITS):x}")
+        self.compaction = Compaction(self, snapshot_every, background)
         if snapshot is not None:
-            self.state = codec.decode_state(snapshot.state, place="the snapshot")
-        known = self._members_on_disk(snapshot)
-        super().__init__(
-            Peer(name),
-            [Peer(one, address=address) for one, address in known.items() if one != name],
-            SyncObjConf(
-                autoTick=False,
-                appendEntriesUseBatch=True,  # we say when to send: once a turn
-                journalFile=storage,
-                dynamicMembershipChange=True,
-                raftMinTimeout=timing.silence_min_s,
-                raftMaxTimeout=timing.silence_max_s,
-                appendEntriesPeriod=timing.heartbeat_s,
-                leaderFallbackTimeout=timing.silence_max_s,
-                connectionTimeout=1e5,
-                commandsWaitLeader=False,
-                appendEntriesBatchSizeBytes=ENTRY_BYTES_MAX,
-                onStateChanged=lambda _before, _after: None,
-            ),
-            transport=self.shim,
-        )
-        if snapshot is not None:
-            self._SyncObj__raftLastApplied = snapshot.index
-            self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, snapshot.index)
-        self._SyncObj__raftCommitIndex = min(self._SyncObj__raftCommitIndex, self.last_index)
-        self._init_elections()
-        self._init_followers()
-        self._init_membership()
-        self._init_beginning()
-        storage.sync()
+            self.state = codec.decode_state(snapshot.state, place=f"{name}'s snapshot")
+            self.applied_index = snapshot.index
+            self.commit_index = max(self.commit_index, snapshot.index)
+            self._term_applied = snapshot.term
+        self._handlers: Mapping[str, Callable[[str, dict[str, Any]], None]] = {
+            "append": self.followers.on_append,
+            "appended": self.leading.on_appended,
+            "snapshot": self.followers.on_snapshot,
+            "snapshot_ack": self.leading.on_snapshot_ack,
+            "pre_vote": self.elections.on_pre_vote,
+            "pre_vote_answer": self.elections.on_pre_vote_answer,
+            "request_vote": self.elections.on_request_vote,
+            "response_vote": self.elections.on_response_vote,
+            "timeout_now": self.elections.on_timeout_now,
+            "forward": self.proposals.on_forward,
+            "refused": self.proposals.on_refused,
+            "seen": self.beginning.on_seen,
+            "begun": self.beginning.on_begun,
+            "welcome": self.beginning.on_welcome,
+            "removed": self.membership.on_removed,
+        }
+        self._sync()
+        self.membership.load()
 
-    # --- what it is asked ------------------------------------------------------------------------------
+    # --- what it is asked --------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Listen and connect."""
+        """Listen, connect, take part. Raises what the network raises."""
         self._network.open(self)
-        self._peers_changed()
-        self.tick()
-
-    def propose(self, lines: Sequence[bytes], done: Done) -> None:
-        """Have a batch of commands (codec's lines) replicated.
-
-        `done` is called once: with what each command did, in order; NoLeader if the batch is not in the log
-        and never will be; OutcomeUnknown if nobody knows.
-        """
-        self._submit(bytes([REGULAR]) + codec.encode_batch(lines), done, f"{len(lines)} command(s)")
-
-    def barrier(self, done: Done) -> None:
-        """Call `done` with the state once everything acknowledged before this call is in it."""
-        self._submit(bytes([NO_OP]), done, "a barrier")
+        self._open = True
+        self._network.peers(self._peers)
+        self.elections.put_off()
+        self._turn(self.beginning.start)
 
     def tick(self) -> None:
         """Time passes; to be called every `timing.tick_s`."""
-        self._turn()
-        now = self._clock()
-        for number in [number for number, one in self._waiting.items() if one.until <= now]:
-            one = self._waiting.pop(number)
-            one.done(OutcomeUnknown(f"{self.name}: {one.what} not confirmed in {self._timeout_s:g} s"))
+        self._turn(self.proposals.expire)
+
+    def propose(self, lines: Sequence[bytes], done: Done, commands: Sequence[Command] | None = None) -> None:
+        """Have a batch of commands, as the codec's lines, replicated. No lines: a barrier.
+
+        `done` is called once, at the end of a turn: with a list of what each command did; with NoLeader if
+        the batch is not in the log and never will be; with OutcomeUnknown. `commands`: what `codec.decode`
+        makes of the lines, if the caller knows.
+        """
+        body = codec.encode_batch(lines)
+        what = f"{len(lines)} command(s)" if lines else "a barrier"
+        self._ask(lambda: self.proposals.propose(REGULAR, body, done, what, commands))
+
+    def barrier(self, done: Done) -> None:
+        """Call `done` with the state once everything acknowledged before this call is in it."""
+        self.propose((), lambda outcome: done(outcome if isinstance(outcome, FedKeeperError) else self.state))
+
+    def add_member(self, name: str, address: str, done: Finished, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+        """Take a keeper in once it has caught up, for which it has `timeout_s`."""
+        self._ask(lambda: self.membership.add(name, address, done, timeout_s))
+
+    def remove_member(self, name: str, done: Finished) -> None:
+        """Let a keeper go."""
+        self._ask(lambda: self.membership.remove(name, done))
+
+    def transfer(self, to: str, done: Finished) -> None:
+        """Have `to` lead."""
+        self._ask(lambda: self.membership.transfer(to, done))
 
     def hand_over(self, to: str) -> None:
-        """Have `to` stand for election at once, if it has everything; nothing happens otherwise."""
-        if self.failure is None and self.leads:
-            self.transferLeadership(Peer(to), None)
-            self._turn()
+        """As `transfer`, for those who look at `status` to see whether it did."""
+        self.transfer(to, lambda _: None)
+
+    @property
+    def newcomer(self) -> bool:
+        """It has yet to catch up before it counts."""
+        return self.beginning.is_member and not self.beginning.counts
+
+    def address_of(self, name: str) -> str:
+        """Where the log says a keeper is; empty if it does not."""
+        return self.membership.address_of(name)
 
     def stop(self, why: FedKeeperError, *, quietly: bool = False) -> None:
-        """Take part no longer, because of `why`."""
+        """Take part no longer. The owner closes network and storage."""
+        if self.failure is None:
+            self.failure = why
+            if not quietly:
+                log.error("keeper stopped", keeper=self.name, problem=str(why), hint=why.hint)
+            self._outbox.clear()
+            self.membership.stop()
+            self.proposals.stop()
+            self._tell()
+        self._call_back()
+
+    # --- Receiver ----------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """How this keeper introduces itself now."""
+        identity = self.storage.identity
+        return Hello(
+            name=self.name,
+            incarnation=identity.incarnation,
+            fresh=not identity.cluster,
+            cluster=identity.cluster,
+            last_index=self.last_index,
+            version=codec.VERSION,
+        )
+
+    def connected(self, hello: Hello) -> None:
+        """A peer can be reached."""
+
+        def act() -> None:
+            self.set_connected(hello.name, connected=True)
+            self.leading.connected(hello)
+            self.beginning.connected(hello)
+            self.membership.connected(hello.name)
+
+        self._turn(act)
+
+    def disconnected(self, peer: str) -> None:
+        """It cannot be reached any more."""
+
+        def act() -> None:
+            self.set_connected(peer, connected=False)
+            self.beginning.disconnected(peer)
+            self.elections.lost(peer)
+
+        self._turn(act)
+
+    def received(self, peer: str, messages: Sequence[Message]) -> None:
+        """What a peer said, in one read."""
+
+        def act() -> None:
+            for message in messages:
+                if problem := fault(message):
+                    log.warning("message not understood", keeper=self.name, peer=peer, problem=problem)
+                else:
+                    self._handlers[message["type"]](peer, dict(message))
+            self.followers.answer()
+
+        self._turn(act)
+
+    # --- a turn ------------------------------------------------------------------------------------------
+
+    def _turn(self, act: Callable[[], None]) -> None:
+        """Do `act`, then what follows from it; send it, synced; step on; call back."""
+        if self._turning:
+            raise AssertionError("a turn within a turn")
         if self.failure is not None:
             return
-        self.failure = why
-        if not quietly:
-            log.error("keeper stopped", keeper=self.name, problem=str(why), hint=why.hint)
-        waiting, self._waiting = self._waiting, {}
-        for one in waiting.values():
-            one.done(OutcomeUnknown(f"{self.name} stopped: {why}"))
-        self._tell()
-
-    def _submit(self, entry: bytes, done: Done, what: str) -> None:
-        if self.failure is not None:
-            done(KeeperStopped(f"{self.name} stopped: {self.failure}"))
-            return
-        self._waiting_count += 1
-        number = self._waiting_count
-        self._waiting[number] = _Waiting(done, self._clock() + self._timeout_s, what)
-        self._applyCommand(entry, lambda result, error: self._answered(number, result, error))
-        self._turn()
-
-    def _answered(self, number: int, result: Any, error: int) -> None:
-        """The library's callback: must not raise, or the entry would be applied twice."""
-        waiting = self._waiting.pop(number, None)
-        if waiting is None:
-            return
-        if error == FAIL_REASON.SUCCESS:
-            waiting.done(self.state if result is None else result)
-        elif error in CERTAIN:
-            waiting.done(NoLeader(f"{self.name}: no leader took {waiting.what}", hint=self.problem()))
-        else:
-            waiting.done(OutcomeUnknown(f"{self.name}: the leader changed under {waiting.what}"))
-
-    # --- a turn ----------------------------------------------------------------------------------------
-
-    def _turn(self) -> None:
-        """What the library does in a tick; then sync, then send."""
-        if self.failure is not None or self._turning:
-            return
+        failure: FedKeeperError | None = None
         self._turning = True
         try:
-            use(self._clock, self._chance)
-            self._before_elections()
-            self._onTick(0.0)
-            if self.leads:
-                self._spread()
-            self._flush()
-            if self.leads and not self.otherNodes and self.raftCommitIndex < self.last_index:
-                self._onTick(0.0)  # it is on disk now, and there is nobody else to wait for
-                self._flush()
-            self._after_beginning()
+            use(self.clock, self.chance)
+            act()
+            self._send(hurry=True)
+            self.elections.before_step()
+            self.step()
+            self.elections.after_step()
+            self.beginning.after_commit()
+            self.membership.each_turn()
+            self.compaction.each_turn()
+            self._send()
+            self._tell()
         except FedKeeperError as exc:
-            self.stop(exc)
-        except MemoryError as exc:
-            self.stop(KeeperStopped(f"{self.name}: out of memory: {exc!r}"))
+            failure = exc
+        except MemoryError:
+            failure = KeeperStopped(f"{self.name} has run out of memory")
         finally:
             self._turning = False
-        self._tell()
+        if failure is not None:
+            self.stop(failure)
+        self._call_back()
 
-    def _spread(self) -> None:
-        """Tell the followers of new entries, and of what is committed by now."""
-        news = (self.last_index, self.raftCommitIndex)
-        if news != self._announced:
-            self._announced = news
-            self._SyncObj__sendAppendEntries()
+    def _ask(self, act: Callable[[], None]) -> None:
+        """A turn for something that has to be answered in any case."""
+        if self.failure is None:
+            self._turn(act)
+        else:
+            act()
+            self._call_back()
 
-    def _flush(self) -> None:
-        """Sync what was written, and send what was said.
+    def _send(self, *, hurry: bool = False) -> None:
+        """Send what was said. Promises (votes, acknowledgements, ...) after the sync that makes them true.
 
-        A vote, a request for votes and an acknowledgement go out after the sync that makes them true. A
-        leader's entries need not wait: they count when a majority has them on disk, and itself only counts
-        once its own sync is through, as the library looks at that in the next turn.
+        A leader's entries are on their way while it syncs them itself.
         """
-        outbox, self.shim.outbox = self.shim.outbox, []
-        promises = any(message["type"] != "append_entries" for _, message in outbox)
-        if promises:
-            self.storage.sync()
-        term = self.raftCurrentTerm
+        if self.leads:
+            self.leading.spread()
+        if (self.term, self.voted_for) != self._vote_on_disk:
+            self._sync()
+        outbox, self._outbox = self._outbox, []
+        if self.storage.dirty:
+            free = [one for one in outbox if one[1]["type"] in FREE]
+            for peer, message in free:
+                self._network.send(peer, message)
+            if free:
+                self._network.flush()
+                outbox = [one for one in outbox if one[1]["type"] not in FREE]
+            self._sync()
         for peer, message in outbox:
-            if message["type"] == "next_node_idx":
-                message["term"] = term
             self._network.send(peer, message)
-        if not promises:
-            self.storage.sync()
+        if hurry and outbox:
+            self._network.flush()
+
+    def _sync(self) -> None:
+        self.storage.sync()
+        self._vote_on_disk = (self.term, self.voted_for)
+
+    def _call_back(self) -> None:
+        if self._calling:
+            return
+        self._calling = True
+        try:
+            while self._calls:
+                calls, self._calls = self._calls, []
+                while calls:
+                    try:
+                        calls.pop(0)()
+                    except BaseException:
+                        self._calls = calls + self._calls
+                        raise
+        finally:
+            self._calling = False
 
     def _tell(self) -> None:
         status = self.status()
@@ -294,160 +332,130 @@ class RaftNode(Elections, Followers, Membership, Beginning, SyncObj):  # type: i
             status.role,
             status.leader,
             status.term,
-            status.problem,
             status.ready,
-            tuple((one.name, one.connected) for one in status.members),
+            status.problem,
+            tuple((one.name, one.address, one.connected) for one in status.members),
         )
         if told != self._told:
             self._told = told
-            self._on_change()
+            self._calls.append(self._on_change)
 
-    # --- Receiver --------------------------------------------------------------------------------------
+    # --- for its parts -----------------------------------------------------------------------------------
 
-    def connected(self, hello: Hello) -> None:
-        """A peer can be reached."""
-        self._met(hello)
-        self.shim.connected(hello.name)
-        self._turn()
+    def say(self, peer: str, message: dict[str, Any]) -> None:
+        """Send this at the end of the turn."""
+        self._outbox.append((peer, message))
 
-    def disconnected(self, peer: str) -> None:
-        """It cannot be reached any more."""
-        self.shim.disconnected(peer)
-        self._lost_link(peer)
-        self._turn()
+    def soon(self, done: Callable[[Any], None], outcome: Any) -> None:
+        """Call `done` at the end of the turn."""
+        self._calls.append(lambda: done(outcome))
 
-    def received(self, peer: str, messages: Sequence[Message]) -> None:
-        """What a peer said, in one read."""
-        if self.failure is not None:
-            return
-        use(self._clock, self._chance)
-        try:
-            for message in messages:
-                self._heard(Peer(peer), dict(message))
-        except FedKeeperError as exc:
-            self.stop(exc)
-            return
-        self._turn()
+    def append(self, entry: bytes) -> None:
+        """As the leader, to its own log."""
+        self.storage.add(entry, self.last_index + 1, self.term)
+        self.membership.appended(entry)
 
-    def _heard(self, peer: Peer, message: dict[str, Any]) -> None:
-        kind = message.get("type")
-        if kind in ("pre_vote", "pre_vote_granted"):
-            self._on_pre_vote(peer, message)
-        elif kind == "request_vote":
-            if self._may_vote():
-                self._SyncObj__onMessageReceived(peer, message)
-        elif kind == "response_vote":
-            if self._counts_vote(peer, message):
-                self._SyncObj__onMessageReceived(peer, message)
-        elif kind == "append_entries":
-            self._on_append(peer, message)
-        elif kind == "next_node_idx":
-            self._on_acknowledged(peer, message)
-        elif kind == "removed":
-            self._on_removed(peer, message)
-        elif kind in ("apply_command", "apply_command_response", "timeout_now"):
-            self._SyncObj__onMessageReceived(peer, message)
-        else:
-            log.warning("unknown message", peer=peer.id, kind=str(kind)[:40])
+    def append_noop(self) -> None:
+        """An entry that says nothing."""
+        self.append(bytes([NO_OP]))
 
-    # --- applying --------------------------------------------------------------------------------------
+    def network_peers(self, names: Collection[str]) -> None:
+        """Be connected to these."""
+        self._peers = frozenset(names)
+        if self._open:
+            self._network.peers(names)
 
-    def _SyncObj__doApplyCommand(self, entry: bytes) -> list[Applied] | None:  # noqa: N802 - the library's name
-        """Called by the library for each committed entry, in order. FedKeeperErrors stop this node."""
-        index = self.raftLastApplied + 1
-        kind = entry[0]
+    def restored(self, state: State, index: int) -> None:
+        """A snapshot's state took the place of the old one."""
+        self.state = state
+        self._term_applied = self.entry(index)[2]
+        self._calls.append(self._on_installed)
+
+    # --- what the library asks ---------------------------------------------------------------------------
+
+    def leads_now(self) -> None:
+        """It has been elected."""
+        self.leading.begins()
+
+    def heartbeat(self) -> None:
+        """It is time for one."""
+        self.leading.heartbeat()
+
+    def applies(self, entry: bytes) -> None:
+        """A committed entry, in its turn. What it cannot read stops this keeper, and no other."""
+        index = self.applied_index + 1
+        term, kind = self.entry(index)[2], entry[0]
+        if term != self._term_applied:
+            self._term_applied = term
+            self.proposals.term_applied(term)
         results: list[tuple[Command, Applied]] = []
         if kind == REGULAR:
-            for line in codec.decode_batch(entry[1:]):
-                results.append(self._apply_line(line, index))
+            key, body = parts(entry)
+            commands = self.proposals.commands(key)
+            if commands is None:
+                place = f"entry {index} of the log"
+                commands = [codec.decode(line, place=place) for line in codec.decode_batch(body)]
+            results = [(command, self._apply_one(command, index)) for command in commands]
         elif kind == MEMBERSHIP:
-            self._membership_committed(entry, index)
-        self._on_applied(index, entry, results)
-        return [applied for _, applied in results] if kind == REGULAR else None
+            self.membership.committed(entry)
+        elif kind != NO_OP:
+            raise JournalDamaged(f"entry {index} of the log: unknown kind {kind}", hint=codec.UPGRADE)
+        self._calls.append(lambda: self._on_applied(index, entry, results))
+        if kind != NO_OP:
+            self.proposals.applied(parts(entry)[0], [applied for _, applied in results])
 
-    def _apply_line(self, line: bytes, index: int) -> tuple[Command, Applied]:
-        command = codec.decode(line, place=f"entry {index} of the log")  # JournalDamaged stops this keeper
+    def _apply_one(self, command: Command, index: int) -> Applied:
         try:
             applied = self._apply(self.state, command)
         except MemoryError:
-            raise
-        except Exception as exc:
+            raise  # here only, perhaps: the others go on
+        except Exception as exc:  # it would stop every keeper at this entry; so all reject it
+            log.exception("command cannot be applied", keeper=self.name, entry=index)
             problem = f"a fault of FedKeeper: {type(command).__name__} cannot be applied: {exc!r}"
-            log.exception("command cannot be applied", index=index)
             applied = Applied(state=self.state, rejected=problem)
         self.state = applied.state
-        return command, applied
+        return applied
 
-    def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802
-        """Snapshot and shorten the log when it has grown; by our own files, not by the library's."""
-        if self.raftLastApplied - self.storage.snapshot_index < self._snapshot_every:
-            return
-        previous, last = self._SyncObj__getEntries(self.raftLastApplied - 1, 2)
-        self.storage.save_snapshot(
-            codec.encode_state(self.state), (previous, last), self._members_at_applied()
-        )
-
-    # --- status ----------------------------------------------------------------------------------------
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is the leader, as far as it knows."""
-        return bool(self._isLeader())
-
-    @property
-    def last_index(self) -> int:
-        """Of the last entry of its log."""
-        return int(self.storage[-1][1])
-
-    @property
-    def leader(self) -> str:
-        """As far as it knows; empty: none."""
-        peer = self._getLeader()
-        return "" if peer is None else str(peer.id)
+    # --- how it stands -----------------------------------------------------------------------------------
 
     def problem(self) -> str:
-        """Why it cannot work; empty if it can."""
+        """Why nothing can be committed here now; empty if it can."""
         if self.failure is not None:
             return str(self.failure)
-        if beginning := self._waits_to_begin():
-            return beginning
-        missing = [one.id for one in self.otherNodes if one not in self._SyncObj__connectedNodes]
-        if not self.hasQuorum:
-            return f"no majority: {', '.join(sorted(missing))} cannot be reached"
+        if problem := self.beginning.problem():
+            return problem
+        if not self.membership.belongs:
+            return f"{self.name} is no member of the cluster, as far as it knows"
         if not self.leader:
-            return "no leader yet"
-        if self.newcomer:
-            return f"catching up: entry {self.last_index} of {self.storage.identity.newcomer_until}"
+            missing = sorted(self.other_names - self.connected_names)
+            if 2 * len(missing) > len(self.other_names):
+                return f"no majority: {', '.join(missing)} cannot be reached"
+            return "no leader"
         return ""
 
     def status(self) -> LogStatus:
         """As of now."""
-        match = self._SyncObj__raftMatchIndex
-        others = [
-            Member(
-                name=one.id,
-                address=getattr(one, "address", ""),
-                connected=one in self._SyncObj__connectedNodes,
-                match_index=match.get(one, 0) if self.leads else None,
-            )
-            for one in self.otherNodes
-        ]
-        me = Member(
-            name=self.name,
-            address=self.own_address,
-            connected=True,
-            match_index=self.last_index if self.leads else None,
+        leads, here = self.leads, self.connected_names | {self.name}
+
+        def match(name: str) -> int | None:
+            if not leads:
+                return None
+            return self.last_index if name == self.name else self.leading.match_of(name)
+
+        members = tuple(
+            Member(name=name, address=address, connected=name in here, match_index=match(name))
+            for name, address in sorted(self.membership.members.items())
         )
         return LogStatus(
             name=self.name,
-            role=ROLES[self._SyncObj__raftState],
+            role=ROLES[self.role],
             leader=self.leader,
-            term=self.raftCurrentTerm,
-            voted_for=self.storage.getVotedForNodeId() or "",
-            commit_index=self.raftCommitIndex,
-            applied_index=self.raftLastApplied,
+            term=self.term,
+            voted_for=self.voted_for,
+            commit_index=self.commit_index,
+            applied_index=self.applied_index,
             last_index=self.last_index,
-            members=tuple(sorted((me, *others), key=lambda one: one.name)),
-            ready=self.isReady() and not self.newcomer,
+            members=members,
+            ready=self.beginning.counts and bool(self.leader) and self._term_applied == self.term,
             problem=self.problem(),
         )

@@ -122,7 +122,13 @@ class PeerNetwork:
         self._unsent.add(link.connection)
         if not self._holding and not self._flush_due:
             self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_later)
+
+    def flush(self) -> None:
+        """Write what is queued, one frame per peer."""
+        unsent, self._unsent = self._unsent, set()
+        for connection in unsent:
+            connection.flush()
 
     async def close(self) -> None:
         """Close everything; the receiver is told nothing more."""
@@ -204,7 +210,7 @@ class PeerNetwork:
         finally:
             self._holding = False
             if self._unsent:
-                self._flush()
+                self.flush()
 
     def ended(self, connection: Connection, reason: str) -> None:
         """Forget it, tell the receiver if it counted, and say why if it never stood."""
@@ -319,11 +325,9 @@ class PeerNetwork:
                 connection.keep_alive()
         self._timer = loop.call_later(self._limits.keepalive_s / 2, self._watch)
 
-    def _flush(self) -> None:
+    def _flush_later(self) -> None:
         self._flush_due = False
-        unsent, self._unsent = self._unsent, set()
-        for connection in unsent:
-            connection.flush()
+        self.flush()
 
     def _known(self, connection: Connection) -> None:
         if self._listener is not None:
