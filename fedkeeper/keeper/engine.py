@@ -8,6 +8,7 @@ it stands, asks the store about every key in it, and invokes only what nobody ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -171,8 +172,11 @@ class Engine:
                 if wait_s > 0:
                     await self._tools.clock.sleep(wait_s)
                     continue
-                if lease.held():
-                    await self._proposer.renew()
+                if not lease.held():  # this process was stopped, or starved
+                    raise LeaseLost(f"nothing was confirmed for {lease.lease_s:g} s")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(lease.left_s()):
+                        await self._proposer.renew()
                 if not lease.held():
                     raise LeaseLost(f"nothing was confirmed for {lease.lease_s:g} s")
 

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED_S: Final = 5.0  # after an announcement that the cluster would not have
 HANDOVER_S: Final = 2.0  # of leading and conducting, when this keeper is ended
+SAID_AFTER_S: Final = 1.0  # changes of the leader are no pause
 TELL_MAX: Final = 20  # times that a removal is told
 
 Check = Callable[[RunSpec, Mapping[str, Any]], None]  # spec, fingerprint; raises what does not fit
@@ -158,7 +159,10 @@ class Keeper:
             self._wake.clear()
             problem = self._log.status.problem
             if problem and not said:
-                log.warning("paused", problem=problem)
+                await self._clock.sleep(SAID_AFTER_S)
+                problem = self._log.status.problem
+                if problem:
+                    log.warning("paused", problem=problem)
             elif said and not problem:
                 log.warning("goes on")
             said = problem

@@ -64,6 +64,7 @@ class Platform:
         self.on_invoke: dict[str, list[Exception]] = {}  # key -> raised instead of taking it
         self.lose_answer: dict[str, Exception] = {}  # key -> taken, but the answer is lost
         self.delay_s = 0.0
+        self.answer_s = 0.0  # from taking an invocation to saying so
         self.deployed: set[str] | None = None  # None: whatever is asked for is there
         self.records: dict[str, Activation] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -91,6 +92,7 @@ class Platform:
         task = asyncio.ensure_future(self._run(function, activation_id, key, payload))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        await asyncio.sleep(self.answer_s)
         if key in self.lose_answer:
             raise self.lose_answer.pop(key)
         return activation_id
