@@ -36,6 +36,7 @@ class Keeper:
     api: Api
     control: Control
     stack: AsyncExitStack
+    promised: dict[str, Any]  # the document
 
     @property
     def url(self) -> str:
@@ -90,7 +91,7 @@ class Lab:
         url = URL(keeper.url + target, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **options) as response:
             answer = Answer(response.status, response.headers, await response.read())
-        check(keeper.api, method, target, answer)
+        check(keeper, method, target, answer)
         return answer
 
     async def put(self, name: str, value: Any, **more: Any) -> int:
@@ -101,16 +102,15 @@ class Lab:
         return version
 
 
-def check(api: Api, method: str, target: str, answer: Answer) -> None:
+def check(keeper: Keeper, method: str, target: str, answer: Answer) -> None:
     """The answer is one that the document promises."""
-    by_method, _ = Table(api.routes).find(target.partition("?")[0])
+    by_method, _ = Table(keeper.api.routes).find(target.partition("?")[0])
     route = by_method.get(method)
     if route is None:
         assert answer.status in {401, 403, 404, 405}, answer.status
-        _fits(document(api.routes), {"$ref": "#/components/schemas/Failure"}, answer.json)
+        _fits(keeper.promised, {"$ref": "#/components/schemas/Failure"}, answer.json)
         return
-    promised = document(api.routes)
-    operation = promised["paths"][route.path][method.lower()]
+    operation = keeper.promised["paths"][route.path][method.lower()]
     assert str(answer.status) in operation["responses"], (
         f"{method} {route.path}: {answer.status} is not documented"
     )
@@ -118,7 +118,7 @@ def check(api: Api, method: str, target: str, answer: Answer) -> None:
     content = operation["responses"][str(answer.status)]["content"]
     assert media in content, f"{method} {route.path}: {media} is not documented"
     if media == "application/json":
-        _fits(promised, content[media]["schema"], answer.json)
+        _fits(keeper.promised, content[media]["schema"], answer.json)
 
 
 def _fits(promised: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
@@ -147,7 +147,7 @@ async def open_lab(
             control_of = control(log, {"keeper": name})
             opened = open_api(log, control_of, listen("127.0.0.1", 0), settings=settings)
             api = await stack.enter_async_context(opened)
-            lab.keepers[name] = Keeper(name, log, api, control_of, stack)
+            lab.keepers[name] = Keeper(name, log, api, control_of, stack, document(api.routes))
             if announce:
                 await log.propose(KeeperStarted(keeper=name, api=api.url, version=1, at_ms=1))
         yield lab
