@@ -32,13 +32,14 @@ from fedkeeper.errors import (
     OutcomeUnknown,
     Rejected,
 )
-from fedkeeper.keeper.api.settings import is_loopback
+from fedkeeper.keeper.api.settings import TIMEOUT_HEADER, is_loopback
 
 REDIRECTS_MAX: Final = 5
 PAUSE_S: Final = 0.02  # after a round of all keepers; doubles up to PAUSE_MAX_S
 PAUSE_MAX_S: Final = 0.5
 ATTEMPT_S_MIN: Final = 1.0
 CONNECT_S: Final = 2.0
+MARGIN_S: Final = 0.5  # for an answer to arrive
 SESSIONS_MAX: Final = 8  # kept open between calls
 
 _OF_API: Final = {kind.__name__: kind for kind in (ApiError, ApiRefused, NotThere, Rejected)}
@@ -138,13 +139,13 @@ class Caller:
         while True:
             urls = self.known()
             for url in urls:
+                attempt_s = max(ATTEMPT_S_MIN, self.timeout_s / (len(urls) + 1))
                 left_s = deadline - time.monotonic()
-                if left_s <= 0 or self.closed.is_set():
+                # Too short a last attempt would only make an unknown outcome of a known one.
+                if left_s <= 0 or (problems and left_s < attempt_s / 2) or self.closed.is_set():
                     raise self._gave_up(request, problems, unknown)
                 try:
-                    return self._follow(
-                        url, request, deadline, max(ATTEMPT_S_MIN, self.timeout_s / (len(urls) + 1))
-                    )
+                    return self._follow(url, request, min(attempt_s, left_s))
                 except _ELSEWHERE as exc:
                     problems[url] = exc
                 except _Unsent as exc:
@@ -183,12 +184,13 @@ class Caller:
         for session in sessions:
             session.close()
 
-    def _follow(self, url: str, request: Request, deadline: float, attempt_s: float) -> Any:
+    def _follow(self, url: str, request: Request, attempt_s: float) -> Any:
         """Ask one keeper, and those that it sends us to."""
         base = url
         with self._session(fresh=not request.repeatable) as session:
+            end = time.monotonic() + attempt_s
             for _ in range(REDIRECTS_MAX + 1):
-                left_s = max(0.001, min(attempt_s, deadline - time.monotonic()))
+                left_s = max(0.001, end - time.monotonic())
                 answer = self._send(session, base, request, (min(CONNECT_S, left_s), left_s))
                 if answer.status_code != 307:
                     break
@@ -247,6 +249,8 @@ class Caller:
     ) -> requests.Response:
         _check(base)
         headers = {"Accept": "text/event-stream" if stream else "application/json"}
+        if not stream:  # so that the keeper gives up before we do, and can say what the matter was
+            headers[TIMEOUT_HEADER] = f"{max(timeout[1] - MARGIN_S, 0.7 * timeout[1]):.3f}"
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         data = None

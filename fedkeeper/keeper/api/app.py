@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +26,7 @@ from fedkeeper.keeper.api.openapi import document
 from fedkeeper.keeper.api.routes import Route, Table, routes
 from fedkeeper.keeper.api.runs import RunRoutes
 from fedkeeper.keeper.api.server import serving
-from fedkeeper.keeper.api.settings import ApiSettings, check_safe, server_context
+from fedkeeper.keeper.api.settings import TIMEOUT_HEADER, ApiSettings, check_safe, server_context
 from fedkeeper.keeper.api.streams import Streams
 from fedkeeper.replication.base import ClusterLog
 
@@ -126,7 +127,7 @@ class _Front:
         if route is None:
             return self._no_route(request, path, by_method)
         self._guard.check(request, route.needs)
-        deadline = self._loop.time() + self._timeout_s
+        deadline = self._loop.time() + min(self._timeout_s, _patience_s(request))
         call = Call(request, raw_path, query, decoded(parameter), deadline, self._bodies)
         if not route.counted:
             return await route.handler(call)
@@ -150,3 +151,17 @@ class _Front:
         answer = failure(ApiError(f"{request.method} is not for {path[:200]!r}", status=405, hint=allowed))
         answer.headers["Allow"] = allowed
         return answer
+
+
+def _patience_s(request: web.BaseRequest) -> float:
+    """How long the caller waits: what it would not hear of any more is not begun. Raises ApiError."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return math.inf
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:  # nor NaN
+        raise ApiError(f"{TIMEOUT_HEADER} is {text[:100]!r}, must be seconds", status=400)
+    return seconds

@@ -115,7 +115,7 @@ class KeeperRoutes:
         await self._cluster.lead(call)
         status = self._cluster.log.status
         if call.name == status.name:
-            await self._control.transfer(_successor(status))
+            await self._control.transfer(_successor(status, self._cluster.log.state))
             await self._cluster.lead(call)  # somebody else does now
         await self._control.remove_member(call.name)
         self._cluster.writes.add()
@@ -131,11 +131,17 @@ class KeeperRoutes:
         )
 
 
-def _successor(status: LogStatus) -> str:
+def _successor(status: LogStatus, state: State) -> str:
+    """Who is to lead instead: one that has said where its API is and is alive, and has most of the log."""
     others = [member for member in status.members if member.name != status.name and member.connected]
     if not others:
         raise MembershipRefused(f"{status.name} leads, and no other keeper is connected that could")
-    return max(others, key=lambda member: (member.match_index or 0, member.name)).name
+
+    def fitness(member: Member) -> tuple[bool, int, str]:
+        known = state.keepers.get(member.name)
+        return known is not None and known.alive, member.match_index or 0, member.name
+
+    return max(others, key=fitness).name
 
 
 def _status(status: LogStatus, state: State) -> Status:

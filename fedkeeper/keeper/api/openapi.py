@@ -14,6 +14,7 @@ from fedkeeper.core.model import RunSpec
 from fedkeeper.keeper.api import schemas
 from fedkeeper.keeper.api.guard import Access
 from fedkeeper.keeper.api.routes import Route
+from fedkeeper.keeper.api.settings import TIMEOUT_HEADER
 
 ALWAYS: Final = (400, 403, 405, 500, 503)  # what every route may answer with
 WITH_BODY: Final = (408, 411, 413, 415, 417)
@@ -52,6 +53,14 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": named,
+            "parameters": {
+                "timeout": {
+                    "name": TIMEOUT_HEADER,
+                    "in": "header",
+                    "description": "seconds that the caller waits: the keeper gives up in time",
+                    "schema": {"type": "number", "minimum": 0},
+                }
+            },
             "securitySchemes": {
                 "reader": {"type": "http", "scheme": "bearer", "description": "reader_token, operator_token"},
                 "operator": {"type": "http", "scheme": "bearer", "description": "operator_token"},
@@ -77,7 +86,8 @@ def _operation(route: Route, refs: Mapping[Any, Any]) -> dict[str, Any]:
         + [
             {"name": field.name, "in": "query", "description": field.about, "schema": dict(field.schema)}
             for field in route.query
-        ],
+        ]
+        + [{"$ref": "#/components/parameters/timeout"}],
         "responses": _responses(route, refs),
         "security": _security(route.needs),
     }

@@ -21,7 +21,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 HANDSHAKE_S: Final = 5.0
 SHUTDOWN_S: Final = 2.0
-LINGER_S: Final = 2.0  # for a refused body to arrive, so that its sender sees the answer
+LINGER_S: Final = 0.5  # for a refused body to arrive, so that its sender sees the answer
 HEADERS_MAX: Final = 64
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from fedkeeper.errors import ConfigError
 
 TOKEN_CHARS_MIN: Final = 16
+TIMEOUT_HEADER: Final = "Fedkeeper-Timeout"  # seconds that a caller waits for its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
