@@ -2,7 +2,7 @@
 
     python -m benchmarks.commands --seconds 3
 
-Three keepers' logs in three processes, real network and disk; the callers are in the leader's process and each
+Three logs in three processes, real network and disk; the callers are in the leader's process, and each
 waits for its answer. Beside it, in the same run: what the disk alone gives (a write and fdatasync at a time).
 Reference: rafty, 100 requests/s with 1 client, 2,000 with 3 servers and 64 clients, 1,500 with 256.
 """
