@@ -131,28 +131,18 @@ class EventFile:
 class RunFiles:
     """Events of several runs, each run's in its own file, and one file for all others."""
 
-    def __init__(self, folder: Path, own: Path) -> None:
+    def __init__(self, folder: Path, own: EventFile) -> None:
         """`folder`/RUN/events.jsonl get those with a `run`, `own` the others."""
         self._folder = folder
-        self._own = EventFile()
-        self._own.open(own)
+        self._own = own
         self._runs: dict[str, EventFile] = {}  # the latest OPEN_RUNS_MAX
         self._lock = threading.Lock()
 
     def write(self, line: str, run: object) -> None:
         """Append `line` where it belongs; never raises for the disk's sake."""
-        self._of(run).write(line)
-
-    def close(self) -> None:
-        """Let go of all files."""
-        with self._lock:
-            for file in (self._own, *self._runs.values()):
-                file.close()
-            self._runs.clear()
-
-    def _of(self, run: object) -> EventFile:
         if not isinstance(run, str) or not run or run.startswith(".") or "/" in run:
-            return self._own
+            self._own.write(line)
+            return
         with self._lock:
             file = self._runs.pop(run, None)
             if file is None:
@@ -161,7 +151,14 @@ class RunFiles:
             self._runs[run] = file
             if len(self._runs) > OPEN_RUNS_MAX:
                 self._runs.pop(next(iter(self._runs))).close()
-            return file
+            file.write(line)
+
+    def close(self) -> None:
+        """Let go of the runs' files."""
+        with self._lock:
+            for file in self._runs.values():
+                file.close()
+            self._runs.clear()
 
 
 _file = EventFile()
@@ -201,8 +198,8 @@ def to_folders(folder: Path, *, own: Path, keeper: str) -> None:
     _bound["keeper"] = keeper
     if _run_files is not None:
         _run_files.close()
-    _run_files = RunFiles(folder, own)
-    _file.close()
+    _file.open(own)
+    _run_files = RunFiles(folder, _file)
 
 
 def to_folder(folder: Path, *, run: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -24,7 +26,6 @@ from fedkeeper.keeper.invoking import Invoker
 from fedkeeper.keeper.measuring import Measuring, Probe
 from fedkeeper.keeper.node import Keeper, KeeperControl
 from fedkeeper.keeper.watching import Pace
-from fedkeeper.logs import register_secret
 from fedkeeper.replication.base import ClusterLog
 from fedkeeper.replication.raft.base import Network, Resolve
 from fedkeeper.replication.raft.cluster import RaftLog
@@ -32,9 +33,10 @@ from fedkeeper.replication.raft.network import PeerNetwork
 from fedkeeper.replication.raft.network.channels import Credentials, Unprotected
 from fedkeeper.replication.raft.network.secret import SharedSecret
 from fedkeeper.replication.raft.network.tls import MutualTls
+from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.weights.base import UpdateStore
 from fedkeeper.weights.mongo import MongoUpdates
-from fedkeeper.wiring.clusters import open_clusters
+from fedkeeper.wiring.clusters import Clusters, open_clusters
 from fedkeeper.wiring.deploying import RunDeployer
 from fedkeeper.wiring.keeping import keep_open
 from fedkeeper.wiring.reporting import RunReports
@@ -83,12 +85,9 @@ async def open_keeper(
         raft_log, raft_address = await _open_log(
             experiment, name, secret=secret, resolve=resolve, bind=raft_bind, stack=stack
         )
-        address = await open_store_address(experiment, stack)
-        if address.password:
-            register_secret(SecretStr(address.password))
+        address, clusters = await _open_services(experiment, stack)
         store = MongoUpdates(address)
         stack.push_async_callback(store.close)
-        clusters = await open_clusters(experiment, tuple(experiment.clusters()), stack)
         limits = experiment.limits
         tools = Tools(
             store=store,
@@ -140,6 +139,18 @@ async def open_keeper(
         keeper.start()
         stack.push_async_callback(keeper.close)
         yield keeper
+
+
+async def _open_services(experiment: Experiment, stack: AsyncExitStack) -> tuple[StoreAddress, Clusters]:
+    """Store and platforms, both at once: embedded ones take a while to start."""
+    stacks = [await stack.enter_async_context(AsyncExitStack()) for _ in range(2)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            address = group.create_task(open_store_address(experiment, stacks[0]))
+            clusters = group.create_task(open_clusters(experiment, tuple(experiment.clusters()), stacks[1]))
+    except BaseExceptionGroup as exc:
+        raise exc.exceptions[0] from None
+    return address.result(), clusters.result()
 
 
 async def _open_log(
@@ -212,6 +223,7 @@ def _api_settings(experiment: Experiment) -> ApiSettings:
         requests_in_flight_max=api.requests_in_flight_max,
         body_bytes_max=api.body_bytes_max,
         value_bytes_max=api.value_bytes_max,
+        kv_bytes_max=experiment.keepers.kv_bytes_max,
         header_bytes_max=api.header_bytes_max,
         connections_max=api.connections_max,
         idle_s=api.idle_s,
@@ -239,18 +251,15 @@ async def _measuring(
 
 async def _probe(experiment: Experiment, stack: AsyncExitStack) -> Probe:
     """Asks a keeper's API for its health, which needs no token."""
-    tls: bool | object = True
-    if experiment.keepers.api.ca_file is not None:
-        import ssl  # noqa: PLC0415 - on loopback there is none
-
-        tls = ssl.create_default_context(cafile=str(experiment.keepers.api.ca_file))
+    ca_file = experiment.keepers.api.ca_file
+    tls = True if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
     session = await stack.enter_async_context(
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_S))
     )
 
     async def probe(url: str) -> None:
         try:
-            async with session.get(f"{url}/v1/health", ssl=tls) as answer:  # type: ignore[arg-type]
+            async with session.get(f"{url}/v1/health", ssl=tls) as answer:
                 await answer.read()
         except aiohttp.ClientError as exc:
             raise ApiError(f"{url} does not answer: {exc}") from exc

@@ -189,3 +189,33 @@ def test_warnings_of_libraries_become_events(tmp_path, capsys):
     (event,) = events(tmp_path)
     assert (event["event"], event["logger"], event["level"]) == ("no primary for 3 s", "pymongo", "warning")
     assert capsys.readouterr().err == ""
+
+
+def test_a_keeper_keeps_runs_apart(tmp_path):
+    """Each run's events in its folder, the keeper's own elsewhere; also with more runs than open files."""
+    logs.set_up()
+    log = structlog.get_logger()
+    log.info("starting")
+    logs.to_folders(tmp_path / "logs", own=tmp_path / "k1" / "events.jsonl", keeper="k1")
+    names = [f"m-{number}" for number in range(logs.OPEN_RUNS_MAX + 2)]
+    for _ in range(2):
+        for name in names:
+            log.info("round finished", run=name)
+    log.info("ready")
+
+    for name in names:
+        assert [event["event"] for event in events(tmp_path / "logs" / name)] == ["round finished"] * 2
+    own = events(tmp_path / "k1")
+    assert [event["event"] for event in own] == ["starting", "ready"]
+    assert own[1]["keeper"] == "k1"
+
+
+@pytest.mark.parametrize("run", ["../elsewhere", "a/b", ".hidden", "", 7])
+def test_what_is_no_name_of_a_run_makes_no_folder(tmp_path, run):
+    """Such an event is the keeper's own."""
+    logs.set_up()
+    logs.to_folders(tmp_path / "logs", own=tmp_path / "k1" / "events.jsonl", keeper="k1")
+    structlog.get_logger().info("odd", run=run)
+
+    assert [event["event"] for event in events(tmp_path / "k1")] == ["odd"]
+    assert not (tmp_path / "logs").exists()
