@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.opening import open_log
 from fedkeeper import logs
-from fedkeeper.core.model import PutValue
+from fedkeeper.core.model import KeeperStarted, PutValue
 from fedkeeper.errors import ClusterError, JournalError
 from fedkeeper.replication.base import ClusterLog, Role
 
@@ -199,7 +199,21 @@ async def _load(log: ClusterLog, _: str, *, callers: int, size: int, seconds: fl
     }
 
 
-_DO = {"load": _load, "status": _status, "probe": _probe, "commands": _commands, "lines": _lines}
+async def _api(log: ClusterLog, name: str) -> Json:
+    """Serve the keeper's HTTP API from now on, at the address that is returned."""
+    from fedkeeper.keeper.api.app import open_api  # noqa: PLC0415 - one of the orders needs it
+    from fedkeeper.keeper.api.control import LogControl  # noqa: PLC0415
+    from fedkeeper.keeper.api.server import listen  # noqa: PLC0415
+
+    opening = open_api(log, LogControl(log), listen("127.0.0.1", 0))
+    _APIS.append(opening)  # it lives as long as this process
+    api = await opening.__aenter__()
+    await log.propose(KeeperStarted(keeper=name, api=api.url, version=1, at_ms=0))
+    return {"url": api.url}
+
+
+_APIS: list[Any] = []
+_DO = {"api": _api, "load": _load, "status": _status, "probe": _probe, "commands": _commands, "lines": _lines}
 
 
 async def _main(name: str, folder: Path, settings: Json) -> None:

@@ -137,9 +137,9 @@ class Caller:
         problems: dict[str, FedKeeperError | _Silence] = {}
         unknown = ""  # why it may have happened
         while True:
-            urls = self.known()
+            urls = self.known()  # perhaps none, for now
+            attempt_s = max(ATTEMPT_S_MIN, self.timeout_s / (len(urls) + 1))
             for url in urls:
-                attempt_s = max(ATTEMPT_S_MIN, self.timeout_s / (len(urls) + 1))
                 left_s = deadline - time.monotonic()
                 # Too short a last attempt would only make an unknown outcome of a known one.
                 if left_s <= 0 or (problems and left_s < attempt_s / 2) or self.closed.is_set():
@@ -155,7 +155,9 @@ class Caller:
                     if not request.repeatable:
                         raise self._gave_up(request, problems, unknown) from exc
                 self._forget(url)
-            self.closed.wait(min(pause_s, max(0.0, deadline - time.monotonic())))
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or self.closed.wait(min(pause_s, left_s)):
+                raise self._gave_up(request, problems, unknown)
             pause_s = min(PAUSE_MAX_S, 2 * pause_s)
 
     @contextlib.contextmanager

@@ -31,7 +31,7 @@ def follow(caller: Caller, path: str, *, history_from: int = 0, stopped: Callabl
     newest = -1  # id of the latest event: the index in the log, which all keepers share
     silent_since = time.monotonic()
     problem: FedKeeperError = ApiError(f"{path}: no keeper is known")
-    while True:
+    while not stopped():
         for url in caller.known():
             query = {"history_from": max([history_from, *(number + 1 for number in history)])}
             request = Request(method="GET", path=path, query=query)

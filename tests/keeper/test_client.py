@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -166,6 +167,26 @@ async def test_without_any_keeper_a_call_ends_in_time(three):
             await call(client.set, "x", 1)
         assert caught.value.definite
         assert urls[0] in str(caught.value)
+
+
+def test_without_an_address_calls_end_in_time():
+    """As when all embedded keepers have ended: nobody waits for ever, nor at full speed."""
+    with KeeperClient(list, timeout_s=0.3) as client:
+        before = time.process_time()
+        for what in (client.status, lambda: client.set("x", 1), lambda: list(client.events("exp-1"))):
+            with pytest.raises(ApiError) as caught:
+                what()
+            assert caught.value.definite
+        assert time.process_time() - before < 0.3
+
+
+def test_a_closed_client_ends_calls_at_once():
+    """Also those that would wait for an address."""
+    client = KeeperClient(list, timeout_s=600)
+    client.close()
+    with pytest.raises(ApiError):
+        client.status()
+    assert list(client.events("exp-1")) == []
 
 
 class Meddler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -71,7 +72,7 @@ class Guard:
 
     def _check_host(self, request: web.BaseRequest) -> None:
         host = request.headers.get("Host", "")
-        if not is_loopback(_hostname(host)):
+        if not _is_ours(host):
             raise ApiRefused(
                 f"the Host header names {host[:100]!r}, and this keeper only answers for this machine",
                 status=403,
@@ -83,10 +84,12 @@ def _given(request: web.BaseRequest) -> bool:
     return "Authorization" in request.headers
 
 
-def _hostname(host: str) -> str:
+@lru_cache(maxsize=64)  # most requests have the same
+def _is_ours(host: str) -> bool:
+    """Whether a Host header names this machine and nothing else."""
     if host.startswith("["):
-        return host.partition("]")[0][1:]
-    return host.rpartition(":")[0] if ":" in host else host
+        return is_loopback(host.partition("]")[0][1:])
+    return is_loopback(host.rpartition(":")[0] if ":" in host else host)
 
 
 def _check_origin(request: web.BaseRequest) -> None:
