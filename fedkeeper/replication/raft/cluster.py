@@ -1,76 +1,80 @@
-"""The log of a cluster as the keeper uses it: a Raft node on a thread of its own.
-
-The node has its own event loop, so that nothing that the keeper does delays a heartbeat. What goes over to
-it, and what comes back, goes in batches: one wake-up of the other thread for as much as there is.
-"""
+"""The log of a cluster as the keeper uses it: a Raft node on a thread of its own, and what waits for it."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 
 from fedkeeper.core.machine import apply as core_apply
 from fedkeeper.core.model import Applied, Command, State
-from fedkeeper.errors import FedKeeperError, JournalError, KeeperStopped, MembershipRefused, NoLeader
+from fedkeeper.errors import FedKeeperError, JournalError, KeeperStopped, NoLeader
 from fedkeeper.replication import codec
 from fedkeeper.replication.base import Listener, LogStatus
 from fedkeeper.replication.listeners import Listeners
 from fedkeeper.replication.raft.base import Network, Resolve
+from fedkeeper.replication.raft.compaction import Background
 from fedkeeper.replication.raft.disk import FolderDisk
-from fedkeeper.replication.raft.node import TIMINGS, Apply, RaftNode, Result
+from fedkeeper.replication.raft.node import TIMINGS, Apply, RaftNode, Results
 from fedkeeper.replication.raft.storage import Storage
+from fedkeeper.replication.raft.thread import NodeThread
 
 BATCH_COMMANDS: Final = 256
 BATCH_BYTES: Final = 1024 * 1024
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024  # goes alone; a run of 100 000 clients is submitted in less
 BATCHES_IN_FLIGHT: Final = 3
-FRESHEN_S: Final = 0.25  # how old the figures in `status` that do not matter to anybody's decisions may be
-log = structlog.get_logger(__name__)
-T = TypeVar("T")
+RETRY_S: Final = 0.02  # between two attempts to propose while there is no leader
+FRESHEN_S: Final = 0.25  # how old the figures in `status` that no decision depends on may be
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Proposal:
+class _Waiting:
+    """A proposal that is not in flight, or a reader (without a line)."""
+
     line: bytes
-    answer: asyncio.Future[Applied]
+    answer: asyncio.Future[Any]
+    until: float  # by the loop's time
 
 
 class RaftLog:
-    """A `ClusterLog`; made by `open`, used from one event loop."""
+    """A `ClusterLog`; made by `open`, used from one event loop.
+
+    What is proposed in one turn of the loop becomes one entry of the log, and so do all that wait while
+    enough entries are in flight. Proposals that certainly came to nothing, as there was no leader or it lost
+    the lead, are proposed again until their time is up.
+    """
 
     def __init__(self, name: str, *, timeout_s: float, waiting_max: int) -> None:
         self.name = name
         self._timeout_s = timeout_s
+        self._waiting_max = waiting_max
         self._loop = asyncio.get_running_loop()
         self._listeners = Listeners()
         self._watchers: dict[object, Callable[[LogStatus], None]] = {}
         self._state = State()
+        self._version = codec.VERSION
+        self._version_of: object = None
         self._status: LogStatus | None = None
-        self._changed = asyncio.Event()  # set, and replaced, at each change of the status
         self._failed: asyncio.Future[None] = self._loop.create_future()
-        self._slots = asyncio.Semaphore(waiting_max)
-        self._waiting: deque[_Proposal] = deque()  # no longer than there are slots
-        self._readers: list[asyncio.Future[State]] = []  # of the next barrier
+        self._waiting: deque[_Waiting] = deque()
+        self._readers: deque[_Waiting] = deque()
+        self._unanswered = 0
         self._in_flight = 0
-        self._pumping = False
+        self._pumping: asyncio.Handle | None = None
+        self._resting = False  # until the next attempt
         self._closed = False
-        # Between the threads.
-        self._news: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._posted = False
-        self._node: RaftNode
-        self._network: Network
-        self._node_loop: asyncio.AbstractEventLoop
-        self._thread: threading.Thread | None = None
+        self._thread = NodeThread(name)
+        self._fresh_at = 0.0
 
     @classmethod
     @asynccontextmanager
@@ -97,140 +101,84 @@ class RaftLog:
             members: name -> "host:port" as configured; the address may be empty where `resolve` knows it.
             network: made on the node's thread, given how addresses are found.
             resolve: where a keeper is now; what it does not know, the members' addresses tell.
-            timing: fast, steady or patient; see `node.TIMINGS`.
+            timing: fast, steady or patient; see `timing`.
             fsync: False only where losing commands with the machine's power does not matter.
             snapshot_every: entries between two snapshots.
-            timeout_s: a proposal, a read or a change of the members ends after this long.
-            waiting_max: proposals that wait at a time; further ones wait for their turn.
+            timeout_s: a proposal, a read or a change of the members ends after this long, about.
+            waiting_max: proposals and reads without an answer at a time; further ones are refused.
             apply: the state machine.
 
         Raises:
             JournalDamaged, JournalFull, JournalError: the folder cannot be used; PortTaken, ConfigError.
         """
-        log_ = cls(name, timeout_s=timeout_s, waiting_max=waiting_max)
+        raft_log = cls(name, timeout_s=timeout_s, waiting_max=waiting_max)
+        thread = raft_log._thread
 
-        def make(loop: asyncio.AbstractEventLoop) -> RaftNode:
+        def build(background: Background) -> tuple[RaftNode, Network]:
             storage = Storage(folder, disk=FolderDisk(), fsync=fsync, owner=name)
             try:
-                node: RaftNode
-                net = network(lambda peer: resolve(peer) or _address(node.address_of(peer)))
-                node = RaftNode(
+                net = network(lambda peer: resolve(peer) or _address(thread.node.address_of(peer)))
+                node = thread.node = RaftNode(
                     name,
                     members,
                     storage=storage,
                     network=net,
                     clock=time.monotonic,
-                    chance=random.SystemRandom(),
+                    chance=random.Random(),  # noqa: S311 - nobody gains by guessing election timeouts
                     timing=TIMINGS[timing],
                     apply=apply,
-                    on_applied=lambda _index, _entry, results: log_._post(
-                        log_._on_applied, node.state, results
+                    on_applied=lambda _index, _entry, results: thread.post(
+                        raft_log._on_applied, node.state, results
                     ),
-                    on_installed=lambda: log_._post(log_._on_installed, node.state),
-                    on_change=lambda: log_._post(log_._on_change, node.status(), node.failure),
+                    on_installed=lambda: thread.post(raft_log._on_applied, node.state, ()),
+                    on_change=lambda: thread.post(raft_log._on_change, node.status(), node.failure),
                     snapshot_every=snapshot_every,
                     propose_timeout_s=timeout_s,
+                    background=background,
                 )
-                log_._network = net
-                node.open()
             except BaseException:
                 storage.close()
                 raise
-            return node
+            raft_log._state, raft_log._status = node.state, node.status()
+            return node, net
 
         try:
-            await log_._start(make)
-            yield log_
+            await thread.start(build, raft_log._look)
+            yield raft_log
         finally:
-            await log_.close()
+            await raft_log.close()
 
-    # --- the other thread ------------------------------------------------------------------------------
+    # --- what the node tells -----------------------------------------------------------------------------
 
-    async def _start(self, make: Callable[[asyncio.AbstractEventLoop], RaftNode]) -> None:
-        ready: asyncio.Future[RaftNode] = self._loop.create_future()
-        self._thread = threading.Thread(
-            target=self._live, args=(make, ready), name=f"raft {self.name}", daemon=True
-        )
-        self._thread.start()
-        self._node = await ready
-        self._state = self._node.state
-        self._status = self._node.status()
+    def _look(self) -> None:
+        """On the node's thread, at each tick: now and then, whether the status is another one."""
+        node = self._thread.node
+        now = node.clock()
+        if now - self._fresh_at > FRESHEN_S:
+            self._fresh_at = now
+            status = node.status()
+            if status != self._status:
+                self._thread.post(self._on_fresh, status)
 
-    def _live(
-        self, make: Callable[[asyncio.AbstractEventLoop], RaftNode], ready: asyncio.Future[RaftNode]
-    ) -> None:
-        with asyncio.Runner() as runner:
-            runner.run(self._node_main(make, ready))
-
-    async def _node_main(
-        self, make: Callable[[asyncio.AbstractEventLoop], RaftNode], ready: asyncio.Future[RaftNode]
-    ) -> None:
-        loop = self._node_loop = asyncio.get_running_loop()
-        self._ending = asyncio.Event()
-        try:
-            node = make(loop)
-        except Exception as exc:  # noqa: BLE001 - it is raised where the log is opened
-            self._loop.call_soon_threadsafe(ready.set_exception, exc)
-            return
-        self._loop.call_soon_threadsafe(ready.set_result, node)
-        fresh = 0.0
-
-        def tick() -> None:
-            nonlocal fresh
-            node.tick()
-            now = time.monotonic()
-            if now - fresh > FRESHEN_S:
-                fresh = now
-                self._post(self._on_fresh, node.status())
-            self._timer = loop.call_later(node.timing.tick_s, tick)
-
-        tick()
-        await self._ending.wait()
-        self._timer.cancel()
-        await self._network.close()
-        node.stop(KeeperStopped(f"{self.name} is closed"), quietly=True)
-        node.storage.close()
-
-    def _post(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Have the keeper's loop do something; called on the node's thread."""
-        self._news.append((act, arguments))
-        if not self._posted:
-            self._posted = True
-            try:
-                self._loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # the keeper's loop has ended
-                self._news.clear()
-
-    def _drain(self) -> None:
-        self._posted = False
-        while self._news:
-            act, arguments = self._news.popleft()
-            act(*arguments)
-
-    def _on_node(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Have the node's thread do something."""
-        self._node_loop.call_soon_threadsafe(act, *arguments)
-
-    # --- what the node tells ---------------------------------------------------------------------------
-
-    def _on_applied(self, state: State, results: Sequence[tuple[Command, Applied]]) -> None:
-        self._state = state
-        for command, applied in results:
-            self._listeners.tell(command, applied)
-
-    def _on_installed(self, state: State) -> None:
-        self._state = state
+    def _on_applied(self, state: State, results: Results) -> None:
+        if results:
+            for command, applied in results:
+                self._state = applied.state
+                self._listeners.tell(command, applied)
+        else:
+            self._state = state
 
     def _on_fresh(self, status: LogStatus) -> None:
         self._status = status
 
     def _on_change(self, status: LogStatus, failure: FedKeeperError | None) -> None:
         self._status = status
-        self._changed.set()
-        self._changed = asyncio.Event()
         if failure is not None and not self._failed.done() and not self._closed:
             self._failed.set_exception(failure)
             self._failed.exception()  # whoever does not wait for it need not hear of it
+        if status.leader or failure is not None:
+            self._resting = False
+            self._pump()
         for token, watcher in list(self._watchers.items()):
             if token in self._watchers:
                 try:
@@ -238,7 +186,7 @@ class RaftLog:
                 except Exception:
                     log.exception("watcher failed", watcher=repr(watcher))
 
-    # --- Log -------------------------------------------------------------------------------------------
+    # --- Log ---------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -251,106 +199,97 @@ class RaftLog:
         Raises NoLeader or KeeperStopped if it certainly did not happen, OutcomeUnknown if it may have,
         JournalError if it cannot be written as a line.
         """
-        line = codec.encode(command)
+        line = codec.encode(command, version=self._cluster_version())
         if len(line) > LINE_BYTES_MAX:
             raise JournalError(f"{type(command).__name__} is longer than {LINE_BYTES_MAX} bytes")
-
-        async def once() -> Applied:
-            answer: asyncio.Future[Applied] = self._loop.create_future()
-            self._waiting.append(_Proposal(line, answer))
-            self._pump()
-            return await answer
-
-        if self._slots.locked():
-            async with self._slots:
-                return await self._patiently(once)
-        await self._slots.acquire()
-        try:
-            return await self._patiently(once)
-        finally:
-            self._slots.release()
+        applied: Applied = await self._answer(line, self._waiting)
+        return applied
 
     async def barrier(self) -> State:
         """The state with everything in it that was acknowledged before the call: a linearizable read."""
+        state: State = await self._answer(b"", self._readers)
+        return state
 
-        async def once() -> State:
-            answer: asyncio.Future[State] = self._loop.create_future()
-            self._readers.append(answer)
-            self._pump()
+    async def _answer(self, line: bytes, queue: deque[_Waiting]) -> Any:
+        if self._closed:
+            raise KeeperStopped(f"the log of {self.name} is closed")
+        if self._unanswered >= self._waiting_max:
+            raise NoLeader(f"{self.name}: {self._unanswered} proposals wait already", hint="try again later")
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        queue.append(_Waiting(line, answer, self._loop.time() + self._timeout_s))
+        self._unanswered += 1
+        self._pump()
+        try:
             return await answer
+        finally:
+            self._unanswered -= 1
 
-        return await self._patiently(once)
-
-    async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
-        """Try again for as long as there is no leader: nothing was proposed then."""
-        until = self._loop.time() + self._timeout_s
-        while True:
-            if self._closed:
-                raise KeeperStopped(f"the log of {self.name} is closed")
-            changed = self._changed
-            try:
-                return await once()
-            except NoLeader:
-                left = until - self._loop.time()
-                if left <= 0:
-                    raise
-                # A change of the status may mean a leader; it may also have come a moment too early.
-                try:
-                    await asyncio.wait_for(changed.wait(), min(left, 0.02))
-                except TimeoutError:
-                    continue
+    def _cluster_version(self) -> int:
+        keepers = self._state.keepers
+        if keepers is not self._version_of:
+            self._version_of, self._version = keepers, codec.cluster_version(self._state)
+        return self._version
 
     def _pump(self) -> None:
-        if not self._pumping and self._in_flight < BATCHES_IN_FLIGHT:
-            self._pumping = True
-            self._loop.call_soon(self._send)
+        if self._pumping is None and not self._resting and self._in_flight < BATCHES_IN_FLIGHT:
+            self._pumping = self._loop.call_soon(self._send)
 
     def _send(self) -> None:
-        """What has gathered in this turn of the loop, as one entry of the log."""
-        self._pumping = False
-        if self._readers:
-            readers, self._readers = self._readers, []
-            self._in_flight += 1
-            self._on_node(self._node.barrier, lambda result: self._post(self._read, readers, result))
-        batch: list[_Proposal] = []
+        """What has gathered, as one entry of the log."""
+        self._pumping = None
+        batch: list[_Waiting] = []
         size = 0
         while self._waiting and len(batch) < BATCH_COMMANDS:
-            proposal = self._waiting[0]
-            if proposal.answer.done():  # its caller has gone
-                self._waiting.popleft()
-                continue
-            if batch and size + len(proposal.line) > BATCH_BYTES:
+            one = self._waiting[0]
+            if batch and size + len(one.line) > BATCH_BYTES:
                 break
-            batch.append(self._waiting.popleft())
-            size += len(proposal.line)
-        if batch:
+            self._waiting.popleft()
+            if not one.answer.done():  # otherwise its caller has gone
+                batch.append(one)
+                size += len(one.line)
+        readers, self._readers = self._readers, deque()
+        if batch or readers:
             self._in_flight += 1
-            lines = [proposal.line for proposal in batch]
-            self._on_node(self._node.propose, lines, lambda result: self._post(self._settle, batch, result))
-        if self._waiting or self._readers:
+            lines = [one.line for one in batch]
+            post, settle = self._thread.post, self._settle
+            self._thread.call(
+                self._thread.node.propose, lines, lambda result: post(settle, batch, readers, result)
+            )
+        if self._waiting:
             self._pump()
 
-    def _settle(self, batch: Sequence[_Proposal], result: Result) -> None:
+    def _settle(self, batch: Sequence[_Waiting], readers: Sequence[_Waiting], result: Any) -> None:
         self._in_flight -= 1
-        if isinstance(result, list):
-            for proposal, applied in zip(batch, result, strict=True):
-                if not proposal.answer.done():
-                    proposal.answer.set_result(applied)
+        if not isinstance(result, FedKeeperError):
+            for one, applied in zip(batch, result, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(applied)
+            for one in readers:
+                if not one.answer.done():
+                    one.answer.set_result(self._state)
+        elif isinstance(result, NoLeader) and not self._closed:
+            self._again(batch, readers, result)
         else:
-            for proposal in batch:
-                _fail(proposal.answer, result)
+            for one in (*batch, *readers):
+                _fail(one.answer, result)
         if self._waiting or self._readers:
             self._pump()
 
-    def _read(self, readers: Sequence[asyncio.Future[State]], result: Result) -> None:
-        self._in_flight -= 1
-        for reader in readers:
-            if reader.done():
-                continue
-            if isinstance(result, State):
-                reader.set_result(self._state)
-            else:
-                _fail(reader, result)
+    def _again(self, batch: Sequence[_Waiting], readers: Sequence[_Waiting], reason: NoLeader) -> None:
+        """Nothing was proposed: try it once more in a moment, or as soon as there is a leader."""
+        now = self._loop.time()
+        for queue, those in ((self._waiting, batch), (self._readers, readers)):
+            for one in reversed(those):
+                if one.until > now:
+                    queue.appendleft(one)
+                else:
+                    _fail(one.answer, reason)
+        if not self._resting:
+            self._resting = True
+            self._loop.call_later(RETRY_S, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
         if self._waiting or self._readers:
             self._pump()
 
@@ -358,18 +297,19 @@ class RaftLog:
         """Call `listener` after each command applied, in order, on the event loop; returns how to stop."""
         return self._listeners.add(listener)
 
-    # --- ClusterLog ------------------------------------------------------------------------------------
+    # --- ClusterLog --------------------------------------------------------------------------------------
 
     @property
     def status(self) -> LogStatus:
-        """As of now."""
+        """As of now; what others have of the log is as of a moment ago."""
         assert self._status is not None, "not open"
-        node = self._node
+        node = self._thread.node
         return replace(
             self._status,
+            term=node.term,
             commit_index=node.commit_index,
             applied_index=node.applied_index,
-            term=node.term,
+            last_index=max(self._status.last_index, node.applied_index),
         )
 
     def watch(self, watcher: Callable[[LogStatus], None]) -> Callable[[], None]:
@@ -384,37 +324,28 @@ class RaftLog:
 
     async def transfer(self, to: str) -> None:
         """Have `to` lead; returns when it does. MembershipRefused if it cannot be, NoLeader in time."""
-        if to not in {one.name for one in self.status.members}:
-            known = ", ".join(one.name for one in self.status.members)
-            raise MembershipRefused(f"{to} is no keeper of this cluster", hint=f"its keepers: {known}")
-        until = self._loop.time() + self._timeout_s
-        while self.status.leader != to:
-            if self._loop.time() > until:
-                raise NoLeader(
-                    f"{to} does not lead after {self._timeout_s:g} s", hint="is it up? fedkeeper status"
-                )
-            self._on_node(self._node.hand_over, to)
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), 0.1)
-            except TimeoutError:
-                continue
+        await self._change(lambda done: self._thread.node.transfer(to, done))
 
     async def add_member(self, name: str, address: str) -> None:
         """Take `name` in; returns when the change is committed. Only on the leader; one at a time."""
-        await self._change(self._node.add_member, name, address)
+        await self._change(lambda done: self._thread.node.add_member(name, address, done))
 
     async def remove_member(self, name: str) -> None:
         """Let `name` go; returns when the change is committed. Only on the leader, of another than itself."""
-        await self._change(self._node.remove_member, name)
+        await self._change(lambda done: self._thread.node.remove_member(name, done))
 
-    async def _change(self, act: Callable[..., None], *arguments: str) -> None:
+    async def _change(self, act: Callable[[Callable[[FedKeeperError | None], None]], None]) -> None:
+        if self._closed:
+            raise KeeperStopped(f"the log of {self.name} is closed")
         answer: asyncio.Future[None] = self._loop.create_future()
 
-        def done(problem: FedKeeperError | None) -> None:
-            self._post(_finish, answer, problem)
+        def finish(problem: FedKeeperError | None) -> None:
+            if problem is not None:
+                _fail(answer, problem)
+            elif not answer.done():
+                answer.set_result(None)
 
-        self._on_node(act, *arguments, done)
+        self._thread.call(act, lambda problem: self._thread.post(finish, problem))
         await answer
 
     async def stopped(self) -> None:
@@ -426,33 +357,18 @@ class RaftLog:
         if self._closed:
             return
         self._closed = True
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        if thread.is_alive() and hasattr(self, "_ending"):
-            self._on_node(self._ending.set)
-        await self._loop.run_in_executor(None, thread.join, self._timeout_s)
-        self._drain()
+        await self._thread.close()
         closed = KeeperStopped(f"the log of {self.name} is closed")
-        for proposal in self._waiting:
-            _fail(proposal.answer, closed)
-        for reader in self._readers:
-            _fail(reader, closed)
+        for one in (*self._waiting, *self._readers):
+            _fail(one.answer, closed)
+        self._waiting.clear()
+        self._readers.clear()
 
 
-def _fail(answer: asyncio.Future[Any], problem: Any) -> None:
+def _fail(answer: asyncio.Future[Any], problem: FedKeeperError) -> None:
+    """Each caller gets an exception of its own."""
     if not answer.done():
-        error = problem if isinstance(problem, FedKeeperError) else KeeperStopped(f"no result: {problem!r}")
-        answer.set_exception(type(error)(str(error), hint=error.hint))
-
-
-def _finish(answer: asyncio.Future[None], problem: FedKeeperError | None) -> None:
-    if answer.done():
-        return
-    if problem is None:
-        answer.set_result(None)
-    else:
-        answer.set_exception(problem)
+        answer.set_exception(type(problem)(str(problem), hint=problem.hint))
 
 
 def _address(text: str) -> tuple[str, int] | None:

@@ -119,6 +119,8 @@ class Raft(SyncObj):  # type: ignore[misc]
             transport=_Outbox(say),
         )
         self._poller = _NoPoller()
+        self.connected_names: frozenset[str] = frozenset()  # who can be reached; not only members
+        self.other_names: frozenset[str] = frozenset()  # the members that count, without this one
 
     def __dir__(self) -> Iterable[str]:
         """The library looks through this, reading every property, for replicated methods: there are none."""
@@ -176,16 +178,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         """Tell the library whether `peer` can be reached."""
         change = self._SyncObj__onNodeConnected if connected else self._SyncObj__onNodeDisconnected
         change(Peer(peer))
-
-    @property
-    def connected_names(self) -> set[str]:
-        """Who can be reached; not only members."""
-        return {peer.id for peer in self._SyncObj__connectedNodes}
-
-    @property
-    def other_names(self) -> set[str]:
-        """The members that count, without this one."""
-        return {peer.id for peer in self._SyncObj__otherNodes}
+        self.connected_names = frozenset(peer.id for peer in self._SyncObj__connectedNodes)
 
     def set_others(self, names: Iterable[str]) -> None:
         """The members that count from now on, without this one."""
@@ -193,6 +186,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         now = syncobj.monotonicTime()
         for peer in self._SyncObj__otherNodes:
             self._SyncObj__lastResponseTime.setdefault(peer, now)
+        self.other_names = frozenset(peer.id for peer in self._SyncObj__otherNodes)
 
     @property
     def role(self) -> int:

@@ -59,9 +59,17 @@ class _HandingOver:
 class Membership:
     """The members, as one node's log has them."""
 
-    def __init__(self, node: RaftNode, configured: Mapping[str, str], snapshot: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        node: RaftNode,
+        configured: Mapping[str, str],
+        snapshot: Mapping[str, str],
+        *,
+        join_timeout_s: float,
+    ) -> None:
         """`snapshot`: the members in the snapshot; empty if there is none."""
         self._node = node
+        self._join_timeout_s = join_timeout_s
         self._configured = dict(configured)
         self._in_snapshot = dict(snapshot)
         self.applied: dict[str, str] = {}  # name -> address, after the last applied entry
@@ -177,7 +185,7 @@ class Membership:
 
     # --- changes, on the leader --------------------------------------------------------------------------
 
-    def add(self, name: str, address: str, done: Finished, timeout_s: float) -> None:
+    def add(self, name: str, address: str, done: Finished) -> None:
         """Take `name` in once it has caught up; `done` when that is committed, or why it is not."""
         node = self._node
         problem = self._unfit(self.members.keys())
@@ -188,7 +196,7 @@ class Membership:
         if problem is not None:
             node.soon(done, problem)
             return
-        self._joining = _Joining(name, address, done, node.clock() + timeout_s)
+        self._joining = _Joining(name, address, done, node.clock() + self._join_timeout_s)
         self._tell_network()
 
     def remove(self, name: str, done: Finished) -> None:

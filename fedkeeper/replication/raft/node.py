@@ -41,7 +41,6 @@ Apply = Callable[[State, Command], Applied]
 Results = Sequence[tuple[Command, Applied]]
 OnApplied = Callable[[int, bytes, Results], None]
 ROLES: Final = (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)  # in the library's order
-JOIN_TIMEOUT_S: Final = 60.0
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -98,7 +97,9 @@ class RaftNode(Raft):
         snapshot = storage.snapshot()
         super().__init__(name, (), storage=storage, timing=timing, say=self.say)
         self.beginning = Beginning(self, members)
-        self.membership = Membership(self, members, snapshot.members if snapshot else {})
+        self.membership = Membership(
+            self, members, snapshot.members if snapshot else {}, join_timeout_s=propose_timeout_s
+        )
         self.elections = Elections(self)
         self.followers = Followers(self)
         self.leading = Leading(self)
@@ -158,9 +159,9 @@ class RaftNode(Raft):
         """Call `done` with the state once everything acknowledged before this call is in it."""
         self.propose((), lambda outcome: done(outcome if isinstance(outcome, FedKeeperError) else self.state))
 
-    def add_member(self, name: str, address: str, done: Finished, timeout_s: float = JOIN_TIMEOUT_S) -> None:
-        """Take a keeper in once it has caught up, for which it has `timeout_s`."""
-        self._ask(lambda: self.membership.add(name, address, done, timeout_s))
+    def add_member(self, name: str, address: str, done: Finished) -> None:
+        """Take a keeper in once it has caught up, for which it has as long as a proposal."""
+        self._ask(lambda: self.membership.add(name, address, done))
 
     def remove_member(self, name: str, done: Finished) -> None:
         """Let a keeper go."""
@@ -327,14 +328,16 @@ class RaftNode(Raft):
             self._calling = False
 
     def _tell(self) -> None:
-        status = self.status()
+        # What `status` says is made of these.
         told = (
-            status.role,
-            status.leader,
-            status.term,
-            status.ready,
-            status.problem,
-            tuple((one.name, one.address, one.connected) for one in status.members),
+            self.role,
+            self.leader,
+            self.term,
+            self.ready,
+            self.failure,
+            self.beginning.problem(),
+            self.connected_names,
+            self.membership.members,
         )
         if told != self._told:
             self._told = told
@@ -418,6 +421,11 @@ class RaftNode(Raft):
 
     # --- how it stands -----------------------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """It has everything that was committed when its leader was elected."""
+        return self.beginning.counts and bool(self.leader) and self._term_applied == self.term
+
     def problem(self) -> str:
         """Why nothing can be committed here now; empty if it can."""
         if self.failure is not None:
@@ -456,6 +464,6 @@ class RaftNode(Raft):
             applied_index=self.applied_index,
             last_index=self.last_index,
             members=members,
-            ready=self.beginning.counts and bool(self.leader) and self._term_applied == self.term,
+            ready=self.ready,
             problem=self.problem(),
         )

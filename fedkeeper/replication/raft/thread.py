@@ -1,0 +1,142 @@
+"""A Raft node on a thread and a loop of its own: nothing that the keeper does delays its heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+
+from fedkeeper.errors import JournalError, KeeperStopped
+from fedkeeper.replication.raft.base import Network
+from fedkeeper.replication.raft.compaction import Background
+from fedkeeper.replication.raft.node import RaftNode
+
+# Makes the node on its thread, where it stays; not open yet. Closes what it has opened if it raises.
+Build = Callable[[Background], tuple[RaftNode, Network]]
+CLOSE_S: Final = 10.0
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+
+class NodeThread:
+    """Both ways one wake-up of the other thread carries as much as there is."""
+
+    def __init__(self, name: str) -> None:
+        """On the keeper's running loop."""
+        self.name = name
+        self.node: RaftNode
+        self._home = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop
+        self._network: Network
+        self._thread: threading.Thread | None = None
+        self._ending: asyncio.Event
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._news: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._posted = False
+        self._each_tick: Callable[[], None]
+
+    async def start(self, build: Build, each_tick: Callable[[], None]) -> None:
+        """Run the node. Raises what `build`, or opening the network, raises."""
+        self._each_tick = each_tick
+        ready: asyncio.Future[None] = self._home.create_future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(build, ready)), name=f"raft {self.name}", daemon=True
+        )
+        self._thread.start()
+        try:
+            await asyncio.shield(ready)
+        except asyncio.CancelledError:
+            await asyncio.wait([ready])
+            await self.close()
+            raise
+
+    def call(self, act: Callable[..., Any], *arguments: Any) -> None:
+        """Have the node's thread do something; nothing once it is closed."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self._loop.call_soon_threadsafe(act, *arguments)
+
+    def post(self, act: Callable[..., None], *arguments: Any) -> None:
+        """From the node's thread: have the keeper's loop do something, in the order in which it is asked."""
+        self._news.append((act, arguments))
+        if not self._posted:
+            self._posted = True
+            try:
+                self._home.call_soon_threadsafe(self.drain)
+            except RuntimeError:  # the keeper's loop has ended, and nobody listens
+                self._news.clear()
+
+    def drain(self) -> None:
+        """On the keeper's loop: do what was posted."""
+        self._posted = False
+        while self._news:
+            act, arguments = self._news.popleft()
+            act(*arguments)
+
+    async def close(self) -> None:
+        """Stop the node, close its network and files; again is harmless."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        if hasattr(self, "_ending"):
+            self.call(self._ending.set)
+        await self._home.run_in_executor(None, thread.join, CLOSE_S)
+        if thread.is_alive():
+            log.error("the node's thread does not end", keeper=self.name)
+        self.drain()
+
+    # --- on the node's thread ----------------------------------------------------------------------------
+
+    async def _main(self, build: Build, ready: asyncio.Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ending = asyncio.Event()
+        try:
+            self.node, self._network = build(self._in_background)
+            try:
+                self.node.open()
+            except BaseException:
+                self.node.storage.close()
+                raise
+        except Exception as exc:  # noqa: BLE001 - it is raised where the log is opened
+            self._home.call_soon_threadsafe(ready.set_exception, exc)
+            return
+        self._loop.set_exception_handler(self._fault)
+        self._home.call_soon_threadsafe(ready.set_result, None)
+        self._tick()
+        try:
+            await self._ending.wait()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._network.close()
+            self.node.stop(KeeperStopped(f"the log of {self.name} is closed"), quietly=True)
+            with contextlib.suppress(JournalError):  # it has been told, if it is news
+                self.node.storage.close()
+
+    def _tick(self) -> None:
+        node = self.node
+        self._timer = self._loop.call_later(node.timing.tick_s, self._tick)
+        node.tick()
+        self._each_tick()
+        if node.failure is not None and self._closing is None:
+            # Whoever is connected to a keeper that takes part no longer should know at once.
+            self._closing = self._loop.create_task(self._network.close())
+
+    def _fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error that nobody caught: this node does not go on as if nothing had happened."""
+        error = context.get("exception")
+        log.error("fault in the node's thread", keeper=self.name, problem=context["message"], exc_info=error)
+        problem = f"a fault of FedKeeper: {context['message']}: {error!r}"
+        self.node.stop(KeeperStopped(problem, hint="start this keeper again, and please report it"))
+
+    def _in_background(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        def ended(future: asyncio.Future[None]) -> None:
+            if not future.cancelled():
+                done(future.exception())
+
+        self._loop.run_in_executor(None, work).add_done_callback(ended)
