@@ -10,6 +10,7 @@ from typing import Protocol
 from fedkeeper.core.model import Applied, Command, State
 
 Listener = Callable[[Command, Applied], None]
+Apply = Callable[[State, Command], Applied]  # a state machine
 
 
 class Log(Protocol):

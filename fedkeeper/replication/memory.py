@@ -10,8 +10,7 @@ from fedkeeper.core.machine import apply as core_apply
 from fedkeeper.core.model import Applied, Command, State
 from fedkeeper.errors import FedKeeperError, JournalError, MembershipRefused, NoLeader
 from fedkeeper.replication import codec
-from fedkeeper.replication.base import Listener, LogStatus, Member, Role
-from fedkeeper.replication.journal import Apply
+from fedkeeper.replication.base import Apply, Listener, LogStatus, Member, Role
 from fedkeeper.replication.listeners import Listeners
 
 Watcher = Callable[[LogStatus], None]

@@ -21,7 +21,7 @@ from fedkeeper.keeper.api.openapi import document
 from fedkeeper.keeper.api.routes import Table
 from fedkeeper.keeper.api.server import listen
 from fedkeeper.keeper.api.settings import ApiSettings
-from fedkeeper.replication.journal import Apply
+from fedkeeper.replication.base import Apply
 from fedkeeper.replication.memory import MemoryGroup, MemoryLog
 
 WAIT_S = 20.0  # for what takes milliseconds
