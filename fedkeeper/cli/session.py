@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedkeeper.config import Experiment, load
 from fedkeeper.core.model import Run
@@ -182,18 +182,26 @@ class Backend:
 
 
 def real_backend() -> Backend:
-    """The product's own. Imported only now: `--help` must not wait for the platforms' libraries."""
-    wiring = "fedkeeper.wiring"
+    """The product's own. Each part is imported when a command calls it: a keeper, say, needs no client."""
     return Backend(
         load=load,
-        open=pkgutil.resolve_name(f"{wiring}:open_experiment"),
-        connect=pkgutil.resolve_name(f"{wiring}:open_cluster"),
-        host=pkgutil.resolve_name(f"{wiring}:host_keeper"),
+        open=_later("session:open_experiment"),
+        connect=_later("cluster:open_cluster"),
+        host=_later("hosting:host_keeper"),
     )
 
 
+def _later(place: str) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
+        return pkgutil.resolve_name(f"fedkeeper.wiring.{place}")(*args, **options)
+
+    return call
+
+
 if TYPE_CHECKING:
-    from fedkeeper.wiring import host_keeper, open_cluster, open_experiment
+    from fedkeeper.wiring.cluster import open_cluster
+    from fedkeeper.wiring.hosting import host_keeper
+    from fedkeeper.wiring.session import open_experiment
 
     # Checked by mypy, imported only when a command runs.
     _opens: Open = open_experiment
