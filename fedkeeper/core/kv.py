@@ -22,7 +22,7 @@ def write(state: State, command: PutValue | DeleteValue) -> Applied:
     request = command.request
     if len(request) > NAME_CHARS_MAX:  # it could not even be remembered
         return Applied(state=state, rejected=f"the request's id has {len(request)} characters")
-    if request and (known := state.answered.get(request)) is not None:
+    if (known := _repeated(state, request)) is not None:
         return Applied(state=state, rejected=known.rejected)
     old = state.kv.get(command.name)
     grows = _size(command.name, command.value) if isinstance(command, PutValue) else 0
@@ -42,6 +42,11 @@ def write(state: State, command: PutValue | DeleteValue) -> Applied:
         answered = state.answered if isinstance(state.answered, Recent) else Recent(state.answered)
         changes["answered"] = answered.add(request, answer, limit=ANSWERS_MAX)
     return Applied(state=_changed(state, changes), rejected=problem)
+
+
+def _repeated(state: State, request: str) -> Answer | None:
+    """How the request was answered, if it has been there."""
+    return state.answered.get(request) if request else None
 
 
 _NAMES = tuple(field.name for field in fields(State))

@@ -15,6 +15,7 @@ from typing import assert_never
 from fedkeeper.core import conducting, kv, rounds
 from fedkeeper.core.model import (
     Applied,
+    Attempt,
     ClaimConductor,
     Command,
     DeleteValue,
@@ -78,10 +79,8 @@ def _timed(
     state: State, command: ClaimConductor | SubmitRun | StopRun | ForgetRun | _Keyed | Tick
 ) -> Applied:
     """What moves the state's clock: the leader's and the conductor's word on runs, nobody else's."""
-    if isinstance(command, _FENCED) and command.epoch != state.epoch:
-        # Raft itself would let a deposed leader's commands through. Its clock has no say any more either.
-        rejected = f"made under epoch {command.epoch}, now is {state.epoch}"
-        return Applied(state=state, rejected=rejected)
+    if isinstance(command, _FENCED) and (problem := _fence(state, command)):
+        return Applied(state=state, rejected=problem)
     state = replace(state, now_ms=max(state.now_ms, command.at_ms))
     match command:
         case ClaimConductor():
@@ -151,6 +150,13 @@ def _tick(state: State) -> Applied:
     return Applied(state=replace(state, runs=runs), intents=intents)
 
 
+def _fence(state: State, command: _FENCED) -> str:
+    """Why the conductor has no say any more, nor its clock: Raft itself would let a deposed one through."""
+    if command.epoch == state.epoch:
+        return ""
+    return f"made under epoch {command.epoch}, now is {state.epoch}"
+
+
 _FITS: Mapping[type, tuple[Kind, ...]] = {  # others: any kind
     FunctionsDeployed: (Kind.DEPLOY,),
     InvocationSent: (Kind.INIT, Kind.TRAIN, Kind.AGGREGATE),
@@ -164,7 +170,7 @@ _FITS: Mapping[type, tuple[Kind, ...]] = {  # others: any kind
 def _answer(state: State, command: _Keyed) -> Applied:
     """An answer counts once: its key must be in the outbox of its run."""
     run = state.runs.get(command.key.partition("/")[0])
-    attempt = run.outbox.get(command.key) if run is not None else None
+    attempt = _outstanding(run, command.key) if run is not None else None
     if run is None or attempt is None:
         return Applied(state=state, rejected=f"{command.key} is not outstanding")
     if attempt.kind not in _FITS.get(type(command), Kind):
@@ -191,6 +197,10 @@ def _answer(state: State, command: _Keyed) -> Applied:
             return _with(state, *rounds.refused(run, attempt, command, now_ms))
         case _:  # pragma: no cover
             assert_never(command)
+
+
+def _outstanding(run: Run, key: str) -> Attempt | None:
+    return run.outbox.get(key)
 
 
 def _with(state: State, run: Run, intents: tuple[Intent, ...] = ()) -> Applied:

@@ -20,6 +20,7 @@ from fedkeeper.core.model import (
     Kind,
     Phase,
     PutValue,
+    RoundAggregated,
     RoundCommitted,
     Run,
     RunEnded,
@@ -58,6 +59,10 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
             assert attempt.status is AttemptStatus.SENDING
             earlier = before.runs[intent.run].outbox.get(intent.key) if intent.run in before.runs else None
             assert earlier is None or earlier.status is AttemptStatus.PENDING, "invoked twice"
+    if isinstance(command, RoundAggregated) and not applied.rejected:
+        run = before.runs[command.key.partition("/")[0]]
+        assert command.base == run.weights, "weights made from others than the run's were committed"
+        assert set(command.updates) == {one.key for one in run.updates.values()}, "others were averaged"
     for name in before.runs.keys() & after.runs.keys():
         _check_run_step(before.runs[name], after.runs[name], applied)
 
