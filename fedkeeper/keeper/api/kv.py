@@ -12,10 +12,11 @@ from aiohttp import web
 from fedkeeper.core.kv import NAME_CHARS_MAX
 from fedkeeper.core.model import DeleteValue, Entry, PutValue, State
 from fedkeeper.errors import ApiError, NotThere, Rejected
-from fedkeeper.keeper.api.answers import encode, reply
+from fedkeeper.keeper.api.answers import reply
 from fedkeeper.keeper.api.call import Call, choice, number
 from fedkeeper.keeper.api.cluster import Cluster
-from fedkeeper.keeper.api.schemas import Put, Written
+from fedkeeper.keeper.api.quick import quick
+from fedkeeper.keeper.api.schemas import Put
 from fedkeeper.keeper.api.streams import Streams
 
 PAGE: Final = 1000  # names, by default
@@ -36,16 +37,16 @@ class Dictionary:
         self._total_bytes_max = total_bytes_max
         self._sorted: tuple[Mapping[str, Entry], list[str]] = ({}, [])
 
-    async def get(self, call: Call) -> web.Response:
+    async def get(self, call: Call) -> web.StreamResponse:
         """The value and its version; of the leader unless a stale one will do."""
         name = _name(call.name)
         self._cluster.reads.add()
         entry = (await self._state(call, call.query("consistency"))).kv.get(name)
         if entry is None:
             raise NotThere(f"no entry {name!r}", status=404)
-        return reply(b'{"value":%b,"version":%d}' % (entry.value.encode(), entry.version))
+        return quick(b'{"value":%b,"version":%d}' % (entry.value.encode(), entry.version))
 
-    async def put(self, call: Call) -> web.Response:
+    async def put(self, call: Call) -> web.StreamResponse:
         """Set the value, once for each `request`."""
         name = _name(call.name)
         await self._cluster.lead(call)
@@ -71,7 +72,7 @@ class Dictionary:
         )
         return await self._write(command, call)
 
-    async def delete(self, call: Call) -> web.Response:
+    async def delete(self, call: Call) -> web.StreamResponse:
         """Delete it, once for each `request`."""
         name = _name(call.name)
         fields = call.query("expected", "request", "fence", "fence_version")
@@ -111,7 +112,7 @@ class Dictionary:
             return self._cluster.log.state
         return await self._cluster.read(call)
 
-    async def _write(self, command: PutValue | DeleteValue, call: Call) -> web.Response:
+    async def _write(self, command: PutValue | DeleteValue, call: Call) -> web.StreamResponse:
         applied = await self._cluster.propose(command, call)
         self._cluster.writes.add()
         answer = applied.state.answered.get(command.request) if command.request else None
@@ -121,7 +122,7 @@ class Dictionary:
             if gone and command.name not in applied.state.kv:
                 raise NotThere(rejected, status=404)
             raise Rejected(rejected, status=409, hint="read it again, then decide")
-        return reply(encode(Written(version=answer.version if answer else applied.state.kv_version)))
+        return quick(b'{"version":%d}' % (answer.version if answer else applied.state.kv_version))
 
     def _in_order(self, kv: Mapping[str, Entry]) -> list[str]:
         if self._sorted[0] is not kv:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from dataclasses import replace
 
@@ -284,3 +285,34 @@ async def test_a_taken_port_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(PortTaken, match=f"127.0.0.1:{port}"):
             listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "size", "kept"),
+    [
+        (b"1.1", b"keep-alive", 10, True),
+        (b"1.1", b"close", 10, False),
+        (b"1.0", b"close", 10, False),
+        (b"1.0", b"keep-alive", 10, True),
+        (b"1.1", b"keep-alive", 100_000, True),
+    ],
+)
+async def test_answers_of_the_dictionary_are_http_like_all_others(lab, version, connection, size, kept):
+    """They are written by hand, in one piece: head, length, and whether the connection stays."""
+    await lab.put("x", "v" * size)
+    host, _, port = lab["k1"].url.partition("://")[2].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    request = b"GET /v1/kv/x HTTP/%b\r\nHost: localhost\r\nConnection: %b\r\n\r\n" % (version, connection)
+    async with asyncio.timeout(20):
+        for _ in range(2 if kept else 1):
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
+            assert head.startswith(b"HTTP/%b 200 OK\r\n" % version)
+            assert fields[b"Content-Type"] == b"application/json"
+            assert fields[b"Date"].endswith(b"GMT")
+            body = await reader.readexactly(int(fields[b"Content-Length"]))
+            assert json.loads(body)["value"] == "v" * size
+        if not kept:
+            assert await reader.read() == b""
+    writer.close()
