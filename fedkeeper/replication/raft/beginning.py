@@ -42,6 +42,7 @@ class Beginning:
         self._seen: dict[str, dict[str, str]] = {}  # what each of the others said whom it sees
         self._welcomed_in = -1  # the term in which a leader has said what this newcomer must have
         self._until = UNKNOWN
+        self._ask_at = 0.0  # messages may be lost: say again what others have to know
 
     # --- where it stands ---------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ class Beginning:
         other = sorted(
             name
             for name, seen in self._seen.items()
-            if name in here and seen.keys() != self._configured.keys()
+            if name in here and not seen.keys() <= self._configured.keys()
         )
         if other:
             return f"{', '.join(other)} and {node.name} are configured with different keepers"
@@ -87,8 +88,7 @@ class Beginning:
         self._seen.pop(hello.name, None)
         if self.is_member:
             self._tell_begun(hello.name)
-        else:
-            self._look_around()
+        self._look_around()
 
     def disconnected(self, peer: str) -> None:
         """It is gone; what it has seen counts no longer."""
@@ -96,17 +96,19 @@ class Beginning:
 
     def start(self) -> None:
         """Alone, it begins at once."""
-        if not self.is_member:
-            self._look_around()
+        self._look_around()
 
     def on_seen(self, peer: str, message: dict[str, Any]) -> None:
-        """A keeper without a cluster says whom it sees."""
+        """A keeper that does not count yet says whom it sees."""
         self._seen[peer] = dict(message["incarnations"])
-        if not self.is_member:
+        if self.is_member:
+            self._tell_begun(peer)
+        else:
             self._found()
 
     def on_begun(self, _peer: str, message: dict[str, Any]) -> None:
-        """A cluster has begun: is this keeper one of its founders?"""
+        """A cluster has begun, and has these members now: is this keeper one of its founders?"""
+        self._node.membership.hint(message["members"])
         if not self.is_member and self._is_founder_of(message["cluster"]):
             self._join(message["cluster"], message["founders"])
 
@@ -138,12 +140,19 @@ class Beginning:
             node.storage.join(message["cluster"], message["founders"], newcomer_until=UNKNOWN)
             node.membership.founded()
 
-    def after_commit(self) -> None:
-        """Each turn: a newcomer counts once the entry is committed, by the leader that appended it."""
+    def each_turn(self) -> None:
+        """A newcomer counts once the entry is committed, by the leader that appended it."""
         node = self._node
-        if not self.is_member or self.counts:
+        if self.counts:
             return
-        if self._welcomed_in == node.term and node.leader and node.commit_index >= self._until:
+        if node.clock() >= self._ask_at:
+            self._look_around()
+        if (
+            self.is_member
+            and self._welcomed_in == node.term
+            and node.leader
+            and node.commit_index >= self._until
+        ):
             node.storage.join(
                 node.storage.identity.cluster, node.storage.identity.founders, newcomer_until=self._until
             )
@@ -153,19 +162,20 @@ class Beginning:
     # --- founding ----------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
-        """Tell the others whom this keeper sees, once it sees everybody."""
+        """As long as this keeper does not count: tell the others whom it sees."""
         node = self._node
-        others = self._configured.keys() - {node.name}
-        if not others <= node.connected_names:
+        if self.counts:
             return
+        self._ask_at = node.clock() + node.timing.silence_max_s
         message = {"type": "seen", "incarnations": self._incarnations()}
-        for name in sorted(others):
+        for name in sorted(node.connected_names):
             node.say(name, message)
-        self._found()
+        if not self.is_member:
+            self._found()
 
     def _incarnations(self) -> dict[str, str]:
         node = self._node
-        others = sorted(self._configured.keys() - {node.name})
+        others = sorted(self._configured.keys() & node.connected_names)
         return {
             node.name: node.storage.identity.incarnation,
             **{name: self._hellos[name].incarnation for name in others},
@@ -203,7 +213,13 @@ class Beginning:
     def _tell_begun(self, peer: str) -> None:
         identity = self._node.storage.identity
         self._node.say(
-            peer, {"type": "begun", "cluster": identity.cluster, "founders": dict(identity.founders)}
+            peer,
+            {
+                "type": "begun",
+                "cluster": identity.cluster,
+                "founders": dict(identity.founders),
+                "members": dict(self._node.membership.members),
+            },
         )
 
 

@@ -34,7 +34,8 @@ class _Progress:
         self.on_their_way: deque[tuple[int, int]] = deque()  # last index and bytes of each message
         self.commit_told = 0
         self.moved_at = 0.0  # when its answers last brought us forward
-        self.welcomed = False
+        self.welcome = 0  # the entry that was appended for it, a newcomer
+        self.welcome_at = 0.0  # when it was last told
         self.snapshot: tuple[int, bytes] | None = None  # being sent: of which entry
         self.snapshot_sent = -1  # up to this byte
         self.snapshot_received = 0
@@ -266,9 +267,12 @@ class Leading:
 
     def _welcome(self, peer: str, progress: _Progress) -> None:
         """What the newcomer has to have before it counts: an entry appended now; see `beginning`."""
-        if progress.welcomed:
-            return
-        progress.welcomed = True
+        node = self._node
         progress.counts = False
-        self._node.append_noop()
-        self._node.beginning.welcome(peer, self._node.last_index)
+        if not progress.welcome:
+            node.append_noop()
+            progress.welcome = node.last_index
+        elif node.clock() < progress.welcome_at + node.timing.silence_max_s:
+            return
+        progress.welcome_at = node.clock()
+        node.beginning.welcome(peer, progress.welcome)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LAG_ENTRIES: Final = 16  # a keeper that lacks no more than this has caught up
 FAREWELL_S: Final = 30.0  # how long a keeper that was removed can still connect, to learn of it
+FAREWELL_PAUSE_S: Final = 1.0
 MEMBERS_MAX: Final = 15
 REMOVED: Final = "its folder may be deleted; `fedkeeper keeper add` takes it in again, with an empty one"
 Finished = Callable[[FedKeeperError | None], None]
@@ -77,7 +78,9 @@ class Membership:
         self._change_index = 0  # of the last change in the log
         self._joining: _Joining | None = None
         self._handing_over: _HandingOver | None = None
+        self._farewell_at = 0.0  # the next, as messages may be lost
         self._leaving: dict[str, float] = {}  # removed: until when they can still connect
+        self._hints: dict[str, str] = {}  # members of which other keepers told, until the log has told itself
         self._peers: frozenset[str] | None = None
 
     # --- what the log says -------------------------------------------------------------------------------
@@ -153,10 +156,16 @@ class Membership:
         """Where to reach a keeper; empty if the log does not say."""
         if self._joining is not None and self._joining.name == name:
             return self._joining.address
-        return self.members.get(name, "") or self._configured.get(name, "")
+        return self.members.get(name) or self._hints.get(name) or self._configured.get(name, "")
+
+    def hint(self, members: Mapping[str, str]) -> None:
+        """Somebody knows these members. Their leader may be one that this keeper's log does not know yet."""
+        if not self._node.ready and not members.items() <= self._hints.items():
+            self._hints |= members
+            self._tell_network()
 
     def _tell_network(self) -> None:
-        peers = frozenset(self.members.keys() | self.learners | self._leaving.keys())
+        peers = frozenset(self.members | self.applied | self._leaving | self._hints) | self.learners
         if not self._node.beginning.is_member:
             peers |= self._configured.keys()
         if peers != self._peers:
@@ -185,7 +194,7 @@ class Membership:
 
     # --- changes, on the leader --------------------------------------------------------------------------
 
-    def add(self, name: str, address: str, done: Finished) -> None:
+    def add(self, name: str, address: str, done: Finished, timeout_s: float | None) -> None:
         """Take `name` in once it has caught up; `done` when that is committed, or why it is not."""
         node = self._node
         problem = self._unfit(self.members.keys())
@@ -196,7 +205,7 @@ class Membership:
         if problem is not None:
             node.soon(done, problem)
             return
-        self._joining = _Joining(name, address, done, node.clock() + self._join_timeout_s)
+        self._joining = _Joining(name, address, done, node.clock() + (timeout_s or self._join_timeout_s))
         self._tell_network()
 
     def remove(self, name: str, done: Finished) -> None:
@@ -254,10 +263,17 @@ class Membership:
     def each_turn(self) -> None:
         """Take in who has caught up; give up what takes too long; forget who has left."""
         now = self._node.clock()
+        if self._hints and self._node.ready:
+            self._hints.clear()
+            self._tell_network()
         if gone := [name for name, until in self._leaving.items() if until <= now]:
             for name in gone:
                 del self._leaving[name]
             self._tell_network()
+        if self._leaving and now >= self._farewell_at:
+            self._farewell_at = now + FAREWELL_PAUSE_S
+            for name in self._node.connected_names & self._leaving.keys():
+                self.connected(name)
         if self._joining is not None:
             self._look_at(self._joining)
         if self._handing_over is not None:

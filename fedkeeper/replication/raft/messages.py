@@ -18,7 +18,7 @@ FIELDS: Final[Mapping[str, Mapping[str, type]]] = {
     "forward": {"term": int, "key": bytes, "kind": int, "body": bytes},
     "refused": {"key": bytes, "reason": str},
     "seen": {"incarnations": dict},
-    "begun": {"cluster": str, "founders": dict},
+    "begun": {"cluster": str, "founders": dict, "members": dict},
     "welcome": {"term": int, "cluster": str, "founders": dict, "until": int},
     "removed": {"term": int},
 }
@@ -46,7 +46,8 @@ def fault(message: Mapping[str, Any]) -> str:
 def _fault_of_entries(entries: list[Any], before: int) -> str:
     for index, entry in enumerate(entries, before + 1):
         if (
-            len(entry) != 3
+            not isinstance(entry, list | tuple)
+            or len(entry) != 3
             or type(entry[0]) is not bytes
             or not entry[0]
             or entry[1] != index

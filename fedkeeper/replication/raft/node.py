@@ -159,9 +159,9 @@ class RaftNode(Raft):
         """Call `done` with the state once everything acknowledged before this call is in it."""
         self.propose((), lambda outcome: done(outcome if isinstance(outcome, FedKeeperError) else self.state))
 
-    def add_member(self, name: str, address: str, done: Finished) -> None:
-        """Take a keeper in once it has caught up, for which it has as long as a proposal."""
-        self._ask(lambda: self.membership.add(name, address, done))
+    def add_member(self, name: str, address: str, done: Finished, timeout_s: float | None = None) -> None:
+        """Take a keeper in once it has caught up, for which it has `timeout_s`, or as long as a proposal."""
+        self._ask(lambda: self.membership.add(name, address, done, timeout_s))
 
     def remove_member(self, name: str, done: Finished) -> None:
         """Let a keeper go."""
@@ -261,7 +261,7 @@ class RaftNode(Raft):
             self.elections.before_step()
             self.step()
             self.elections.after_step()
-            self.beginning.after_commit()
+            self.beginning.each_turn()
             self.membership.each_turn()
             self.compaction.each_turn()
             self._send()

@@ -63,6 +63,7 @@ class World:
         self.links: set[frozenset[str]] = set()
         self.cut: set[frozenset[str]] = set()
         self.sent: list[tuple[str, str, bytes]] = []
+        self.frozen: set[str] = set()  # SIGSTOP: what comes for them waits
         self.loses: Rule = lambda sender, target, message: False
         self.said: list[tuple[str, str, Message]] = []  # all that was delivered
         self.applied: dict[str, list[tuple[int, bytes]]] = {}
@@ -140,8 +141,9 @@ class World:
                 return True
             self.now += TIMING.tick_s
             self._connect()
-            for node in list(self.nodes.values()):
-                node.tick()
+            for name, node in list(self.nodes.items()):
+                if name not in self.frozen:
+                    node.tick()
             self.deliver()
         return until is not None and until()
 
@@ -153,13 +155,15 @@ class World:
     def deliver(self, limit: int = 10_000) -> None:
         """What is on its way, and what is said in answer."""
         for _ in range(limit):
-            if not self.sent:
+            ready = [one for one in self.sent if not self.frozen & set(one[:2])]
+            if not ready:
                 return
-            self.deliver_one()
+            self.deliver_one(ready[0])
         raise AssertionError("the keepers never stop talking")
 
-    def deliver_one(self) -> None:
-        sender, target, data = self.sent.pop(0)
+    def deliver_one(self, which: tuple[str, str, bytes]) -> None:
+        self.sent.remove(which)
+        sender, target, data = which
         if frozenset((sender, target)) not in self.links:
             return
         message = msgspec.msgpack.decode(data)
@@ -200,6 +204,11 @@ class World:
         self.until(agreed, "one leader")
         return self.nodes[next(iter(self.nodes.values())).leader]
 
+    def follower(self) -> RaftNode:
+        """One that does not lead."""
+        leader = self.leader()
+        return next(node for node in self.nodes.values() if node is not leader)
+
     def propose(self, node: RaftNode, *numbers: int) -> list[Any]:
         """Propose toy commands as one batch; the list gets what came of it."""
         outcome: list[Any] = []
@@ -217,6 +226,8 @@ class World:
         """How many commands all keepers have applied, once they have applied all there are."""
 
         def same() -> bool:
+            if any(node.failure for node in self.nodes.values()):
+                raise AssertionError([node.failure for node in self.nodes.values()])
             return len({(n.applied_index, n.last_index) for n in self.nodes.values()}) == 1
 
         self.until(same, "agreement")
