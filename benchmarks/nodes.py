@@ -204,11 +204,12 @@ async def _api(log: ClusterLog, name: str) -> Json:
     from fedkeeper.keeper.api.app import open_api  # noqa: PLC0415 - one of the orders needs it
     from fedkeeper.keeper.api.control import LogControl  # noqa: PLC0415
     from fedkeeper.keeper.api.server import listen  # noqa: PLC0415
+    from fedkeeper.replication import codec  # noqa: PLC0415
 
     opening = open_api(log, LogControl(log), listen("127.0.0.1", 0))
     _APIS.append(opening)  # it lives as long as this process
     api = await opening.__aenter__()
-    await log.propose(KeeperStarted(keeper=name, api=api.url, version=1, at_ms=0))
+    await log.propose(KeeperStarted(keeper=name, api=api.url, version=codec.VERSION, at_ms=0))
     return {"url": api.url}
 
 

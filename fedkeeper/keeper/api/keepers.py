@@ -100,7 +100,7 @@ class KeeperRoutes:
 
     async def add(self, call: Call) -> web.Response:
         """Take a keeper in."""
-        await self._cluster.lead(call)
+        await self._cluster.read(call)  # a leader that was just elected changes no members yet
         body = await call.body(NewMember)
         if not _NAME.fullmatch(body.name):
             raise ApiError(f"name is {body.name[:100]!r}, use letters, digits, '_', '-' and '.'", status=400)
@@ -112,7 +112,7 @@ class KeeperRoutes:
 
     async def remove(self, call: Call) -> web.Response:
         """Let a keeper go. The leader has another one lead first, which then answers."""
-        await self._cluster.lead(call)
+        await self._cluster.read(call)  # as above
         status = self._cluster.log.status
         if call.name == status.name:
             await self._control.transfer(_successor(status, self._cluster.log.state))
