@@ -51,6 +51,7 @@ async def start(at: Reached, *, fresh: bool, new: bool, detach: bool) -> None:
 
 async def attach(at: Reached, *, run: str) -> None:
     """Show a run, the latest if empty, until its end; it goes on whatever happens here."""
+    at.cluster.at_close(end=False)  # they end by themselves when nobody has used them for a while
     known = await at.cluster.runs()
     name = run or _latest(at.experiment, known)
     if not name:
