@@ -74,7 +74,7 @@ class Beginning:
         other = sorted(
             name
             for name, seen in self._seen.items()
-            if name in here and not seen.keys() <= self._configured.keys()
+            if name in here and seen.keys() != self._configured.keys()
         )
         if other:
             return f"{', '.join(other)} and {node.name} are configured with different keepers"
@@ -174,12 +174,11 @@ class Beginning:
             self._found()
 
     def _incarnations(self) -> dict[str, str]:
+        """Of all keepers that this one is configured with; empty for those that it does not see."""
         node = self._node
-        others = sorted(self._configured.keys() & node.connected_names)
-        return {
-            node.name: node.storage.identity.incarnation,
-            **{name: self._hellos[name].incarnation for name in others},
-        }
+        here = {name: self._hellos[name].incarnation for name in node.connected_names}
+        here[node.name] = node.storage.identity.incarnation
+        return {name: here.get(name, "") for name in sorted(self._configured)}
 
     def _found(self) -> None:
         """If all see the same, all of them new, they are the cluster."""

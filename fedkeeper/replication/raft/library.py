@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 import socket
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 _INET = (socket.inet_ntop, socket.inet_pton)
 
 from pysyncobj import SyncObj, SyncObjConf, syncobj  # noqa: E402
-from pysyncobj.node import Node as Peer  # noqa: E402
+from pysyncobj.node import Node  # noqa: E402
 from pysyncobj.transport import Transport  # noqa: E402
 
 socket.inet_ntop, socket.inet_pton = _INET  # the library replaces them on import, on every platform
@@ -54,12 +55,19 @@ def use(clock: Callable[[], float], chance: random.Random) -> None:
     syncobj.random = chance
 
 
+class Peer(Node):  # type: ignore[misc] # the library has no types
+    """A keeper by its name. The library goes through sets of them: in the same order in every process."""
+
+    def __hash__(self) -> int:
+        return zlib.crc32(self.id.encode())
+
+
 class _NoPoller:
     def poll(self, _seconds: float) -> None:
         """There are no sockets."""
 
 
-class _Outbox(Transport):  # type: ignore[misc] # the library has no types
+class _Outbox(Transport):  # type: ignore[misc]
     """The library's way out: what it says is kept until the node sends it."""
 
     def __init__(self, say: Callable[[str, dict[str, Any]], None]) -> None:
