@@ -157,7 +157,7 @@ def main() -> int:
         TemporaryDirectory(prefix="api", dir=Path.cwd()) as scratch,
         server("echo") as echo,
         server("memory") as memory,
-        cluster(3, Path(scratch), {"timing": "steady", "fsync": chosen.fsync == "on"}) as nodes,
+        cluster(3, Path(scratch), {"timing": "patient", "fsync": chosen.fsync == "on"}) as nodes,
     ):
         urls = {node.name: node.ask(do="api")["url"] for node in nodes}
         for clients, size in loads:
