@@ -39,7 +39,7 @@ def attach_command(ctx: click.Context, run: str, configfile: Path, verbose: bool
 def stop_command(ctx: click.Context, run: str, configfile: Path, verbose: bool) -> None:
     """End RUN before its end. Its model so far stays."""
     act = partial(keeping.stop_run, run=run)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 @click.command("forget", context_settings=CONTEXT)
@@ -50,7 +50,7 @@ def stop_command(ctx: click.Context, run: str, configfile: Path, verbose: bool) 
 def forget_command(ctx: click.Context, run: str, configfile: Path, verbose: bool) -> None:
     """Drop RUN, which has ended, and its weights in the store. Its logs stay."""
     act = partial(keeping.forget_run, run=run)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 @click.command("export", context_settings=CONTEXT)
@@ -64,7 +64,7 @@ def export_command(
 ) -> None:
     """Write the model of RUN [default: the latest] to a safetensors file, from the weights store."""
     act = partial(running.export, run=run, output=output)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 @click.command("status", context_settings=CONTEXT)
@@ -145,7 +145,7 @@ def dict_group() -> None:
 def get_command(ctx: click.Context, name: str, stale: bool, configfile: Path, verbose: bool) -> None:
     """Print the value of NAME."""
     act = partial(keeping.get_value, name=name, stale=stale)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 @dict_group.command("set", context_settings=CONTEXT)
@@ -160,7 +160,7 @@ def set_command(
 ) -> None:
     """Set NAME to VALUE: JSON, or what is not JSON as a text."""
     act = partial(keeping.set_value, name=name, value=value, expected=expected)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 @dict_group.command("delete", context_settings=CONTEXT)
@@ -174,7 +174,7 @@ def delete_command(
 ) -> None:
     """Take NAME away."""
     act = partial(keeping.delete_value, name=name, expected=expected)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 @dict_group.command("list", context_settings=CONTEXT)
@@ -189,7 +189,7 @@ def list_command(
 ) -> None:
     """List all entries, or those whose name begins with PREFIX."""
     act = partial(keeping.list_values, prefix=prefix, stale=stale, plain=plain)
-    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="start")
+    with_keepers(ctx, Job(config=configfile, verbose=verbose), act, reach="join")
 
 
 COMMANDS = (

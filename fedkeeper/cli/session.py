@@ -142,7 +142,8 @@ class Open(Protocol):
 
 
 Reach = Literal["start", "join", "look"]
-"""How embedded keepers are reached: started where they do not run; used, if any runs; or only asked."""
+"""Embedded keepers are only asked (`look`), or started where they do not run: with this config (`start`), or
+with `join` those that run may have another one."""
 
 
 class Connect(Protocol):

@@ -319,7 +319,7 @@ async def open_cluster(
 ) -> AsyncIterator[ClusterSession]:
     """Reach the keepers of `experiment`. Raises ServiceError if embedded ones do not start."""
     keepers = None
-    if experiment.keepers.embedded and (reach == "start" or (reach == "join" and announced(experiment))):
+    if experiment.keepers.embedded and reach != "look":
         keepers = await open_embedded_keepers(experiment, any_config=reach == "join")
     embedded = experiment.keepers.embedded
     apis: Callable[[], Sequence[str]] | list[str] = (
