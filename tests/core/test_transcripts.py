@@ -14,10 +14,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedkeeper.core import rounds
+from fedkeeper.core.conducting import Placement, Policy, choose
 from fedkeeper.core.machine import apply
 from fedkeeper.core.model import (
     Applied,
@@ -25,13 +27,20 @@ from fedkeeper.core.model import (
     ClaimConductor,
     ClientPlace,
     Command,
+    DeleteValue,
     ForgetRun,
+    FunctionsDeployed,
     Intent,
     InvocationFailed,
     InvocationSent,
     Invoke,
+    KeeperLost,
+    KeeperMeasured,
+    KeeperRemoved,
+    KeeperStarted,
     ObjectRef,
     Prune,
+    PutValue,
     RoundAggregated,
     RoundCommitted,
     Run,
@@ -72,10 +81,18 @@ class Conversation:
         verb, *rest = words
         options = dict(word.split("=", 1) for word in rest if "=" in word)
         arguments = [word for word in rest if "=" not in word]
+        if verb == "choose":
+            return self._choose(arguments[0], options)
         before = self.state
         applied = apply(before, self._command(verb, arguments, options))
         self.state = applied.state
         return [*_told(applied), *_changed(before, applied.state)]
+
+    def _choose(self, leader: str, options: Options) -> list[str]:
+        rounds_, every_s = int(options.get("every_rounds", 1)), float(options.get("every_s", 0))
+        policy = Policy(placement=Placement(options["policy"]), every_rounds=rounds_, every_s=every_s)
+        choice = choose(self.state, policy, leader=leader, now_ms=self.now_ms)
+        return [f"{choice.keeper}, because {choice.why}" if choice else "as it is"]
 
     def _command(self, verb: str, arguments: list[str], options: Options) -> Command:
         at_ms, epoch = self.now_ms, int(options.get("epoch", self.state.epoch))
@@ -83,7 +100,20 @@ class Conversation:
         run = self.state.runs.get(name.split("/")[0])
         table: dict[str, Callable[[], Command]] = {
             "claim": lambda: ClaimConductor(
-                keeper=name, expected_epoch=int(options.get("expected", self.state.epoch)), at_ms=at_ms
+                keeper=name,
+                expected_epoch=int(options.get("expected", self.state.epoch)),
+                at_ms=at_ms,
+                why=text,
+                pinned="pinned" in options,
+            ),
+            "started": lambda: KeeperStarted(keeper=name, api="http://k", version=2, at_ms=at_ms),
+            "measured": lambda: KeeperMeasured(keeper=name, latencies=_latencies(options), at_ms=at_ms),
+            "lost": lambda: KeeperLost(keeper=name, reason=text, at_ms=at_ms),
+            "removed": lambda: KeeperRemoved(keeper=name, at_ms=at_ms),
+            "put": lambda: PutValue(name=name, value=text, at_ms=at_ms, **_conditions(options)),
+            "delete": lambda: DeleteValue(name=name, at_ms=at_ms, **_conditions(options)),
+            "deployed": lambda: FunctionsDeployed(
+                key=name, urls=_urls(arguments[1:]), summary="3 created", epoch=epoch, at_ms=at_ms
             ),
             "submit": lambda: SubmitRun(spec=_spec(name, options), at_ms=at_ms),
             "stop": lambda: StopRun(run=name, reason=text, at_ms=at_ms),
@@ -113,6 +143,20 @@ class Conversation:
             ),
         }
         return table[verb]()
+
+
+def _latencies(options: Options) -> dict[str, float]:
+    """`k2=1.5` is to a keeper, `lab=2` to a cluster."""
+    return {f"{'keeper' if name[0] == 'k' else 'cluster'}/{name}": float(ms) for name, ms in options.items()}
+
+
+def _conditions(options: Options) -> dict[str, Any]:
+    numbers = ("expected", "fence_version", "total_bytes_max")
+    return {name: int(text) if name in numbers else text for name, text in options.items()}
+
+
+def _urls(clients: list[str]) -> dict[str, str]:
+    return {client: f"http://{client}" for client in clients}
 
 
 def _samples(run: Run | None, rows: int) -> dict[str, int]:
@@ -153,7 +197,10 @@ def _spec(run: str, options: Options) -> RunSpec:
         round_timeout_ms=0,
         retry_backoff_ms=100,
     )
+    routes = options.pop("route", "direct")
     numbers = {name: int(value) for name, value in options.items() if name not in ("clients", "target")}
+    if "invoker" in routes:
+        spec = replace(spec, clients=tuple(replace(place, route="invoker") for place in spec.clients))
     return replace(spec, **numbers)
 
 
@@ -178,11 +225,35 @@ def _changed(before: State, after: State) -> list[str]:
     lines = []
     if (before.epoch, before.conductor) != (after.epoch, after.conductor):
         lines.append(f"epoch {after.epoch}, conductor {after.conductor}")
+    lines += _keepers(before, after) + _dictionary(before, after)
     lines += [f"{name} is gone" for name in before.runs.keys() - after.runs.keys()]
     for name, run in after.runs.items():
         if before.runs.get(name) != run:
             lines += _run(run, before.runs.get(name))
     return lines or ["nothing changed"]
+
+
+def _keepers(before: State, after: State) -> list[str]:
+    lines = [f"keeper {name} is gone" for name in before.keepers.keys() - after.keepers.keys()]
+    for name, info in after.keepers.items():
+        if before.keepers.get(name) != info:
+            state = "alive" if info.alive else f"lost: {info.reason}"
+            far = ", ".join(f"{to} {ms:g} ms" for to, ms in info.latencies.items())
+            lines.append(f"keeper {name}: {state}" + (f", {far}" if far else ""))
+    return lines
+
+
+def _dictionary(before: State, after: State) -> list[str]:
+    lines = [f"{name} is no more" for name in before.kv.keys() - after.kv.keys()]
+    for name, entry in after.kv.items():
+        if before.kv.get(name) != entry:
+            lines.append(f"{name} = {entry.value}, version {entry.version}")
+    for request in after.answered.keys() - before.answered.keys():
+        answer = after.answered[request]
+        lines.append(f"request {request}: {answer.rejected or f'version {answer.version}'}")
+    if after.kv_bytes != before.kv_bytes:
+        lines.append(f"the dictionary has {after.kv_bytes} bytes")
+    return lines
 
 
 def _run(run: Run, before: Run | None) -> list[str]:
@@ -238,4 +309,4 @@ def test_the_machine_decides_as_it_did(path):
 
 def test_there_are_transcripts():
     """An empty folder would pass."""
-    assert len(list(FOLDER.glob("*.txt"))) >= 6
+    assert len(list(FOLDER.glob("*.txt"))) >= 12

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from fedkeeper.core.model import ClaimConductor, Entry, RoundAggregated, State, StopRun, Tick, UpdatesRefused
+from fedkeeper.core.model import (
+    ClaimConductor,
+    Entry,
+    KeeperInfo,
+    Phase,
+    PutValue,
+    RoundAggregated,
+    Run,
+    State,
+    StopRun,
+    SubmitRun,
+    Tick,
+    UpdatesRefused,
+)
 from fedkeeper.errors import JournalDamaged, JournalError
 from fedkeeper.replication import codec
+from fedkeeper.replication.strict import FAULTS, INT_MAX, read_command
+from fedkeeper.replication.versions import COMMANDS, SINCE, VERSION
+from tests.core.test_transcripts import _spec
 from tests.strategies import commands, states, values
+
+FIELDS = json.loads((Path(__file__).parent / "fields.json").read_text("utf-8"))
 
 STOP = StopRun(run="mnist-1", reason="asked to", at_ms=7)
 
@@ -144,3 +165,164 @@ def test_a_command_is_not_a_state():
     """A journal put in the place of a snapshot is noticed."""
     with pytest.raises(JournalDamaged, match="expected a State, found 'StopRun'"):
         codec.decode_state(codec.encode(STOP), place="snapshot.json")
+
+
+# --- quickly and slowly ---------------------------------------------------------------------------
+
+
+def _slowly(line: bytes) -> object:
+    try:
+        kind, plain = codec._parse(line, "", int_max=INT_MAX)
+        return codec._convert(plain, COMMANDS[kind], "")
+    except (JournalDamaged, KeyError):
+        return None
+
+
+def _quickly(line: bytes) -> object:
+    try:
+        return read_command(line)
+    except FAULTS:
+        return None
+
+
+_odd = st.sampled_from((None, True, 1, -1, 0.5, 2**53 + 1, 10**30, "x", "é", [], {}, [1], {"a": 1}))
+
+
+@given(command=commands, data=st.data())
+def test_the_quick_way_takes_nothing_that_the_slow_one_refuses(command, data):
+    """Whatever is wrong with a line: a field that is missing, of another type, or unknown."""
+    plain = json.loads(codec.encode(command))
+    where = data.draw(st.sampled_from(sorted(plain)))
+    inner = plain[where]
+    if isinstance(inner, dict) and inner and data.draw(st.booleans()):
+        plain, where = inner, data.draw(st.sampled_from(sorted(inner)))
+    match data.draw(st.sampled_from(("replace", "drop", "add", "leave"))):
+        case "replace":
+            plain[where] = data.draw(_odd)
+        case "drop":
+            del plain[where]
+        case "add":
+            plain[data.draw(st.sampled_from(("colour", "v", "", "at_ms")))] = data.draw(_odd)
+    whole = plain if inner is not plain else {**json.loads(codec.encode(command)), where: inner}
+    line = json.dumps(whole).encode()
+    quickly, slowly = _quickly(line), _slowly(line)
+    assert quickly in (None, slowly)
+
+
+def test_usual_commands_go_the_quick_way():
+    """With texts of any language; only lone surrogates do not."""
+    line = codec.encode(replace(PUT, value='"Grüße 😀"'))
+    assert line.isascii()
+    assert _quickly(line) == _slowly(line) == codec.decode(line)
+    odd = codec.encode(replace(PUT, value='"\ud800"'))
+    assert _quickly(odd) is None
+    assert codec.decode(odd) == _slowly(odd) == replace(PUT, value='"\ud800"')
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+@given(st.lists(commands, max_size=4))
+def test_a_batch_comes_apart_into_its_lines(batch):
+    """In their order."""
+    lines = [codec.encode(command) for command in batch]
+    assert codec.decode_batch(codec.encode_batch(lines)) == lines
+
+
+# --- versions -------------------------------------------------------------------------------------
+
+PUT = PutValue(name="a", value="1", at_ms=7)
+CLAIM = ClaimConductor(keeper="k1", expected_epoch=3, at_ms=7)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (CLAIM, b'{"kind":"ClaimConductor","v":1,"keeper":"k1","expected_epoch":3,"at_ms":7}'),
+        (
+            replace(CLAIM, why="it leads"),
+            b'{"kind":"ClaimConductor","v":2,"keeper":"k1","expected_epoch":3,"at_ms":7,"why":"it leads"}',
+        ),
+        (PUT, b'{"kind":"PutValue","v":2,"name":"a","value":"1","at_ms":7}'),
+        (
+            replace(PUT, expected=0, request="r"),
+            b'{"kind":"PutValue","v":2,"name":"a","value":"1","expected":0,"request":"r","at_ms":7}',
+        ),
+    ],
+)
+def test_a_line_has_the_lowest_version_that_can_read_it(command, line):
+    """What is at its default is left out, so an older keeper reads it."""
+    assert codec.encode(command) == line
+    assert codec.decode(line) == command
+
+
+def test_what_is_deep_inside_is_left_out_as_well():
+    """A run without deployment is one that version 1 knows."""
+    spec = _spec("m", {})
+    old, new = SubmitRun(spec=spec, at_ms=1), SubmitRun(spec=replace(spec, book="{}"), at_ms=1)
+    assert (json.loads(codec.encode(old))["v"], json.loads(codec.encode(new))["v"]) == (1, 2)
+    assert "book" not in json.loads(codec.encode(old))["spec"]
+    run = Run(spec=spec, phase=Phase.TRAINING, round=1, weights=None)
+    state = json.loads(codec.encode_state(State(runs={"m": run})))
+    assert state["v"] == 1
+    assert not {"urls", "deployed"} & state["runs"]["m"].keys()
+    changed = codec.encode_state(State(runs={"m": replace(run, deployed="13 created")}))
+    assert json.loads(changed)["v"] == 2
+
+
+@pytest.mark.parametrize("command", [PUT, replace(CLAIM, pinned=True)])
+def test_what_older_keepers_cannot_read_is_not_written(command):
+    """They would have to stop: whoever proposes it is told what to do instead."""
+    with pytest.raises(JournalError) as caught:
+        codec.encode(command, version=1)
+    assert "needs keepers of version 2" in str(caught.value)
+    assert caught.value.hint == "the cluster still has keepers of version 1: upgrade them first"
+    assert codec.encode(CLAIM, version=1) == codec.encode(CLAIM)
+
+
+def test_the_cluster_is_as_old_as_its_oldest_keeper():
+    """Also if it is away: it would have to read everything when it comes back."""
+    infos = [KeeperInfo(name=f"k{n}", api="", version=n, alive=n != 3) for n in (4, 3, 5)]
+    assert codec.cluster_version(State(keepers={info.name: info for info in infos})) == 3
+    assert codec.cluster_version(State()) == VERSION
+
+
+def _model() -> dict[str, Any]:
+    """Every field of what is written, "required" or its default, by "Kind.field"."""
+    found: dict[str, Any] = {}
+
+    def visit(hint: Any) -> None:
+        for inner in get_args(hint):
+            visit(inner)
+        if is_dataclass(hint):
+            hints = get_type_hints(hint)
+            for field in fields(hint):
+                default = field.default if field.default_factory is MISSING else field.default_factory()
+                found[f"{hint.__name__}.{field.name}"] = "required" if default is MISSING else default
+                visit(hints[field.name])
+
+    for kind in (*COMMANDS.values(), State):
+        visit(kind)
+    return json.loads(json.dumps(found))
+
+
+def _written_since(name: str) -> int:
+    return SINCE.get(name, SINCE.get(name.partition(".")[0], 1))
+
+
+def test_every_field_says_since_when_it_is_there():
+    """A new one has a default, a new version, and its lines in fields.json; none goes, no default changes.
+
+    What cannot be told from SINCE is in fields.json: what each version brought, and with which default.
+    """
+    assert _model() == {name: default for version in FIELDS.values() for name, default in version.items()}
+    for version, names in FIELDS.items():
+        for name, default in names.items():
+            kind = name.partition(".")[0]
+            assert kind not in COMMANDS or _written_since(name) == int(version), name
+            new_field = any(
+                other.startswith(f"{kind}.") for v in range(1, int(version)) for other in FIELDS[str(v)]
+            )
+            assert not new_field or default != "required", f"{name} came later and has no default"
+            assert not new_field or _written_since(name) == int(version), name
+    assert max(map(int, FIELDS)) == VERSION == max(SINCE.values())
