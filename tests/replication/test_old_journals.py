@@ -102,6 +102,7 @@ def _write(folder: Path, *, snapshot: bool) -> None:
             last = storage[-2:]
             storage.save_snapshot(codec.encode_state(state), (last[0], last[1]), {"k1": "127.0.0.1:47001"})
     storage.close()
+    (folder / "lock").unlink()
     (folder / "state.json").write_text(json.dumps(json.loads(codec.encode_state(state)), indent=1) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)
