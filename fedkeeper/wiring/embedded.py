@@ -33,6 +33,7 @@ SECRET: Final = "secret"  # noqa: S105 - a file's name
 API: Final = "api"
 RAFT: Final = "raft"
 CONFIG: Final = "config"
+WITH_THE_RUN: Final = {"partition", "training_test_data", "model_params", "stopping", "seed"}
 
 log = structlog.get_logger(__name__)
 
@@ -76,11 +77,17 @@ def shared_secret(experiment: Experiment) -> SecretStr:
 
 
 def config_digest(experiment: Experiment) -> str:
-    """Tells whether two processes work with the same config, secrets and version; says nothing of them."""
+    """Tells whether two processes work with the same config, secrets and version; says nothing of them.
+
+    Without what comes with each run: two runs with different numbers of rounds go on at once.
+    """
+    plain = experiment.model_dump(
+        mode="json", exclude={"scenarios": {experiment.learning_name: WITH_THE_RUN}}
+    )
     told = json.dumps(
         [
             fedkeeper.__version__,
-            experiment.model_dump(mode="json"),
+            plain,
             [one.get_secret_value() for one in secrets_of(experiment)],
         ],
         sort_keys=True,

@@ -88,19 +88,24 @@ def test_everything_killed_at_once_is_taken_up_from_disk(lab: Lab, calm: str):
 
 
 def test_two_runs_go_on_at_once(lab: Lab, calm: str):
-    """--new beside an unfinished one, --detach leaves it; ending one command does not end the other's run."""
+    """--detach leaves one; --new begins another, with another number of rounds; Ctrl-C ends neither."""
+    lab.write("twins", learning={"stopping": {"rounds_max": 500}})
+    first = lab.run("-s", "--detach")
+    assert first.returncode == 0, first.stdout
+    assert "fedkeeper attach twins-1" in first.stdout
     lab.write("twins", learning=THREE)
-    first = lab.start()
-    until(lambda: "round 1/3 started" in lab.said(), "the first run")
-    second = lab.run("-s", "--new", "--detach")
-    assert second.returncode == 0, second.stdout
-    assert "fedkeeper attach twins-2" in second.stdout
-    assert kill(first, signal.SIGINT) == 130  # the other run needs the keepers
-    assert "run twins-1 goes on without this command" in lab.said()
-    for name in ("twins-1", "twins-2"):
-        seen = lab.run(name, program="attach")
-        assert seen.returncode == 0, seen.stdout
-        assert lab.weights_hash(name) == calm
+    second = lab.start("-s", "--new")
+    until(lambda: "round 1/3 started" in lab.said(), "the second run")
+    assert kill(second, signal.SIGINT) == 130  # the first run needs the keepers
+    assert "run twins-2 goes on without this command" in lab.said()
+    seen = lab.run("twins-2", program="attach")
+    assert seen.returncode == 0, seen.stdout
+    assert lab.weights_hash("twins-2") == calm
+    stopped = lab.run("twins-1", program="stop")
+    assert stopped.returncode == 0, stopped.stdout
+    shown = lab.run("twins-1", program="attach")
+    assert shown.returncode == 1
+    assert "stopped by a user" in shown.stdout
 
 
 def test_one_keeper_is_enough(lab: Lab, calm: str):
