@@ -16,7 +16,7 @@ import structlog
 
 from fedkeeper.core.machine import apply as core_apply
 from fedkeeper.core.model import Applied, Command, State
-from fedkeeper.errors import FedKeeperError, JournalError, KeeperStopped, NoLeader
+from fedkeeper.errors import FedKeeperError, JournalError, KeeperStopped, NoLeader, OutcomeUnknown
 from fedkeeper.replication import codec
 from fedkeeper.replication.base import Listener, LogStatus
 from fedkeeper.replication.listeners import Listeners
@@ -69,7 +69,8 @@ class RaftLog:
         self._waiting: deque[_Waiting] = deque()
         self._readers: deque[_Waiting] = deque()
         self._unanswered = 0
-        self._in_flight = 0
+        self._in_flight: dict[int, tuple[Sequence[_Waiting], Sequence[_Waiting]]] = {}
+        self._sent = 0
         self._pumping: asyncio.Handle | None = None
         self._resting = False  # until the next attempt
         self._closed = False
@@ -231,12 +232,14 @@ class RaftLog:
         return self._version
 
     def _pump(self) -> None:
-        if self._pumping is None and not self._resting and self._in_flight < BATCHES_IN_FLIGHT:
+        if self._pumping is None and not self._resting and len(self._in_flight) < BATCHES_IN_FLIGHT:
             self._pumping = self._loop.call_soon(self._send)
 
     def _send(self) -> None:
         """What has gathered, as one entry of the log."""
         self._pumping = None
+        if self._closed:
+            return  # `close` tells those that wait
         batch: list[_Waiting] = []
         size = 0
         while self._waiting and len(batch) < BATCH_COMMANDS:
@@ -249,17 +252,17 @@ class RaftLog:
                 size += len(one.line)
         readers, self._readers = self._readers, deque()
         if batch or readers:
-            self._in_flight += 1
+            self._sent += 1
+            number = self._sent
+            self._in_flight[number] = (batch, readers)
             lines = [one.line for one in batch]
             post, settle = self._thread.post, self._settle
-            self._thread.call(
-                self._thread.node.propose, lines, lambda result: post(settle, batch, readers, result)
-            )
+            self._thread.call(self._thread.node.propose, lines, lambda result: post(settle, number, result))
         if self._waiting:
             self._pump()
 
-    def _settle(self, batch: Sequence[_Waiting], readers: Sequence[_Waiting], result: Any) -> None:
-        self._in_flight -= 1
+    def _settle(self, number: int, result: Any) -> None:
+        batch, readers = self._in_flight.pop(number)
         if not isinstance(result, FedKeeperError):
             for one, applied in zip(batch, result, strict=True):
                 if not one.answer.done():
@@ -361,6 +364,8 @@ class RaftLog:
         closed = KeeperStopped(f"the log of {self.name} is closed")
         for one in (*self._waiting, *self._readers):
             _fail(one.answer, closed)
+        for number in list(self._in_flight):
+            self._settle(number, OutcomeUnknown(f"the log of {self.name} was closed meanwhile"))
         self._waiting.clear()
         self._readers.clear()
 
