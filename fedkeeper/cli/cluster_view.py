@@ -68,20 +68,23 @@ def headline(overview: Overview, experiment: str) -> list[tuple[str, bool]]:
 def keepers_table(overview: Overview) -> Table:
     """A line per keeper: those that are members, and those of the config that do not answer."""
     shown = table("keepers")
-    for column in ("keeper", "is", "conducts", "behind", "version", "to keepers", "to clusters", "note"):
-        shown.add_column(column, justify="right" if column == "behind" else "left")
+    shown.add_column("keeper", no_wrap=True)
+    shown.add_column("is", no_wrap=True)
+    shown.add_column("behind", justify="right", no_wrap=True)
+    shown.add_column("version", justify="right", no_wrap=True)
+    shown.add_column("milliseconds to")
+    shown.add_column("note")
     best = overview.best
     known = {one.name: one for one in best.keepers} if best is not None else {}
     for name in sorted(known.keys() | overview.silent.keys()):
         one, said = known.get(name), overview.answers.get(name)
+        conducts = best is not None and best.conductor == name
         shown.add_row(
             name,
-            _role(name, overview),
-            "yes" if best is not None and best.conductor == name else "",
+            _role(name, overview) + (", conducts" if conducts else ""),
             _lag(one, said, best),
             str(one.version or "-") if one is not None else "-",
-            latencies(one, "keeper/"),
-            latencies(one, "cluster/"),
+            latencies(one),
             _note(name, one, said, overview),
         )
     return shown
@@ -93,19 +96,19 @@ def runs_table(overview: Overview) -> Table | None:
     if best is None or not best.runs:
         return None
     shown = table("runs")
-    for column in ("run", "is", "round", "updates", "outstanding", "accuracy", "since"):
+    for column in ("run", "is", "round", "updates", "outstanding", "accuracy", "took"):
         shown.add_column(column, justify="left" if column in ("run", "is") else "right")
     for one in sorted(best.runs, key=lambda run: run.submitted_ms, reverse=True):
         shown.add_row(*_run_row(one, best.now_ms))
     return shown
 
 
-def latencies(keeper: KeeperStatus | None, kind: str) -> str:
-    """`k2 1.2 ms, k3 0.9 ms`, of one kind."""
-    if keeper is None:
+def latencies(keeper: KeeperStatus | None) -> str:
+    """`k2 1.2, k3 0.9, ow_here 14.0`: to the other keepers, then to the clusters."""
+    if keeper is None or not keeper.latencies:
         return "-"
-    found = {name.removeprefix(kind): ms for name, ms in keeper.latencies.items() if name.startswith(kind)}
-    return ", ".join(f"{name} {ms:.1f} ms" for name, ms in sorted(found.items())) or "-"
+    ordered = sorted(keeper.latencies.items(), key=lambda one: (not one[0].startswith("keeper/"), one[0]))
+    return ", ".join(f"{name.partition('/')[2]} {ms:.1f}" for name, ms in ordered)
 
 
 def as_json(overview: Overview, experiment: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from fedkeeper.cli.cluster_view import Overview, as_json, headline, keepers_table, runs_table
+from fedkeeper.cli.progress import outcome
 from fedkeeper.cli.reached import Reached
 from fedkeeper.errors import ApiError, ConfigError, NoLeader
 from fedkeeper.keeper.client import Json
@@ -32,8 +33,12 @@ async def status(at: Reached, *, plain: bool) -> None:
 
 async def stop_run(at: Reached, *, run: str) -> None:
     """End a run before its end."""
-    await at.cluster.stop_run(run, "stopped by a user")
-    at.screen.line(f"run {run} is stopped; fedkeeper export {run} -c {at.experiment.path} writes its model")
+    reason = "stopped by a user"
+    ended = await at.cluster.stop_run(run, reason)
+    if ended.reason == reason:
+        at.screen.line(f"run {run} is stopped, in round {ended.round} of at most {ended.spec.rounds_max}")
+    else:
+        at.screen.line(f"run {run} had ended already: {outcome(ended)}")
 
 
 async def forget_run(at: Reached, *, run: str) -> None:

@@ -58,8 +58,8 @@ class Runs(Protocol):
         """The run, as it stands and after each change, to its end; `notice` hears why nothing comes."""
         ...
 
-    async def stop_run(self, run: str, reason: str) -> None:
-        """End it before its end."""
+    async def stop_run(self, run: str, reason: str) -> Run:
+        """End it before its end; one that has ended stays as it is."""
         ...
 
     async def forget_run(self, run: str) -> None:

@@ -107,10 +107,10 @@ class ClusterSession:
                     notice(f"no keeper answers ({exc}): waiting for one")
                 paused = True
 
-    async def stop_run(self, run: str, reason: str) -> None:
-        """End it before its end."""
+    async def stop_run(self, run: str, reason: str) -> Run:
+        """End it before its end; one that has ended stays as it is."""
         await self._first_answer()
-        await self._ask(self.client.stop, run, reason)
+        return await self._ask(self.client.stop, run, reason)
 
     async def forget_run(self, run: str) -> None:
         """Drop a run that has ended, and its objects in the store."""

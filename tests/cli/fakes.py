@@ -246,8 +246,9 @@ class FakeCluster:
             self.script.on_wait()
         await asyncio.Event().wait()
 
-    async def stop_run(self, run: str, reason: str) -> None:
+    async def stop_run(self, run: str, reason: str) -> Run:
         await self.log.propose(StopRun(run=run, reason=reason, at_ms=self.driver.at_ms))
+        return self.log.state.runs[run]
 
     async def forget_run(self, run: str) -> None:
         await self.log.propose(ForgetRun(run=run, at_ms=self.driver.at_ms))

@@ -43,7 +43,7 @@ def test_a_keeper_that_is_away_is_named_with_the_reason():
     overview = Overview(answers=answers, silent={"k3": "connection refused"})
     assert headline(overview, "mnist")[0] == ("mnist: k1 leads, term 5, commit index 120", False)
     row = next(line for line in rendered(overview).splitlines() if "k3" in line)
-    assert [cell.strip() for cell in row.strip("|").split("|")][:4] == ["k3", "silent", "", "7"]
+    assert [cell.strip() for cell in row.strip("|").split("|")][:3] == ["k3", "silent", "7"]
     assert "connection refused" in row
 
 
@@ -51,8 +51,8 @@ def test_latencies_are_shown_by_what_they_lead_to():
     """They explain a placement by latency."""
     near = keeper("k1", latencies={"keeper/k2": 1.25, "keeper/k3": 0.9, "cluster/ow_here": 14.0})
     overview = healthy(keepers=(near, keeper("k2"), keeper("k3")))
-    assert "k2 1.2 ms, k3 0.9 ms" in rendered(overview)
-    assert "ow_here 14.0 ms" in rendered(overview)
+    assert "k2 1.2, k3 0.9, ow_here 14.0" in rendered(overview)
+    assert "leader, conducts" in rendered(overview)
 
 
 def test_without_a_majority_status_says_so_and_shows_what_was_known(call, world):
@@ -139,12 +139,21 @@ def test_a_run_is_stopped_exported_and_forgotten(call, world, tmp_path):
     call("main", "-s", "--detach")
     stopped = call("fedkeeper", "stop", "mnist-1")
     assert stopped.exit_code == 0, stopped.output
+    assert stopped.stdout == "run mnist-1 is stopped, in round 0 of at most 3\n"
     assert world.log.state.runs["mnist-1"].reason == "stopped by a user"
     ended = call("fedkeeper", "attach", "mnist-1")
     assert ended.exit_code == 1
     assert "stopped: stopped by a user" in ended.stderr
     assert call("fedkeeper", "forget", "mnist-1").exit_code == 0
     assert not world.log.state.runs
+
+
+def test_stopping_a_run_that_has_ended_changes_nothing(call):
+    """How it ended is said."""
+    call("main", "-s")
+    late = call("fedkeeper", "stop", "mnist-1")
+    assert late.exit_code == 0
+    assert late.stdout.startswith("run mnist-1 had ended already: finished: the target accuracy")
 
 
 def test_export_writes_the_model_of_the_latest_run_that_has_one(call, tmp_path):
