@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from fedkeeper.replication.raft.library import NO_OP
 from fedkeeper.replication.raft.snapshots import Entry
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class Leading:
         node = self._node
         progress.counts = False
         if not progress.welcome:
-            node.append_noop()
+            node.append(bytes([NO_OP]))
             progress.welcome = node.last_index
         elif node.clock() < progress.welcome_at + node.timing.silence_max_s:
             return

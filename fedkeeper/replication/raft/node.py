@@ -15,32 +15,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
-from fedkeeper.core.model import Applied, Command, State
-from fedkeeper.errors import FedKeeperError, JournalDamaged, KeeperStopped
+from fedkeeper.core.model import Command, State
+from fedkeeper.errors import FedKeeperError, KeeperStopped
 from fedkeeper.replication import codec
-from fedkeeper.replication.base import LogStatus, Member, Role
+from fedkeeper.replication.base import LogStatus
+from fedkeeper.replication.raft.applying import Apply, Applying, OnApplied, Results
 from fedkeeper.replication.raft.base import Hello, Message, Network
 from fedkeeper.replication.raft.beginning import Beginning
 from fedkeeper.replication.raft.compaction import Background, Compaction, at_once
 from fedkeeper.replication.raft.elections import Elections
 from fedkeeper.replication.raft.followers import Followers
 from fedkeeper.replication.raft.leading import Leading
-from fedkeeper.replication.raft.library import MEMBERSHIP, NO_OP, REGULAR, Raft, use
+from fedkeeper.replication.raft.library import REGULAR, Raft, use
 from fedkeeper.replication.raft.membership import Finished, Membership
 from fedkeeper.replication.raft.messages import FREE, fault
-from fedkeeper.replication.raft.proposals import SESSION_BITS, Done, Proposals, Result, parts
+from fedkeeper.replication.raft.proposals import SESSION_BITS, Done, Proposals, Result
+from fedkeeper.replication.raft.standing import problem_of, status_of
 from fedkeeper.replication.raft.storage import Storage
 from fedkeeper.replication.raft.timing import TIMINGS, Timing
 
-__all__ = ["TIMINGS", "Apply", "RaftNode", "Result", "Timing"]
-Apply = Callable[[State, Command], Applied]
-Results = Sequence[tuple[Command, Applied]]
-OnApplied = Callable[[int, bytes, Results], None]
-ROLES: Final = (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)  # in the library's order
+__all__ = ["TIMINGS", "Apply", "RaftNode", "Result", "Results", "Timing"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -79,11 +77,8 @@ class RaftNode(Raft):
         self.clock = clock
         self.chance = chance
         self.failure: FedKeeperError | None = None  # why it takes part no longer
-        self.state = State()
         self._network = network
         self._open = False
-        self._apply = apply
-        self._on_applied = on_applied
         self._on_installed = on_installed
         self._on_change = on_change
         self._peers: frozenset[str] = frozenset()
@@ -93,23 +88,23 @@ class RaftNode(Raft):
         self._outbox: list[tuple[str, dict[str, Any]]] = []
         self._calls: list[Callable[[], None]] = []  # for the end of the turn
         self._told: object = None  # of `on_change`
-        self._term_applied = 0  # of the last applied entry
         snapshot = storage.snapshot()
         super().__init__(name, (), storage=storage, timing=timing, say=self.say)
         self.beginning = Beginning(self, members)
         self.membership = Membership(
             self, members, snapshot.members if snapshot else {}, join_timeout_s=propose_timeout_s
         )
+        self.applying = Applying(self, apply, on_applied)
         self.elections = Elections(self)
         self.followers = Followers(self)
         self.leading = Leading(self)
         self.proposals = Proposals(self, propose_timeout_s, f"{chance.getrandbits(SESSION_BITS):x}")
         self.compaction = Compaction(self, snapshot_every, background)
         if snapshot is not None:
-            self.state = codec.decode_state(snapshot.state, place=f"{name}'s snapshot")
+            state = codec.decode_state(snapshot.state, place=f"{name}'s snapshot")
+            self.applying.restore(state, snapshot.term)
             self.applied_index = snapshot.index
             self.commit_index = max(self.commit_index, snapshot.index)
-            self._term_applied = snapshot.term
         self._handlers: Mapping[str, Callable[[str, dict[str, Any]], None]] = {
             "append": self.followers.on_append,
             "appended": self.leading.on_appended,
@@ -341,7 +336,7 @@ class RaftNode(Raft):
         )
         if told != self._told:
             self._told = told
-            self._calls.append(self._on_change)
+            self._calls.insert(0, self._on_change)  # whoever is told of an outcome knows what goes with it
 
     # --- for its parts -----------------------------------------------------------------------------------
 
@@ -351,16 +346,16 @@ class RaftNode(Raft):
 
     def soon(self, done: Callable[[Any], None], outcome: Any) -> None:
         """Call `done` at the end of the turn."""
-        self._calls.append(lambda: done(outcome))
+        self.later(lambda: done(outcome))
+
+    def later(self, call: Callable[[], None]) -> None:
+        """At the end of the turn."""
+        self._calls.append(call)
 
     def append(self, entry: bytes) -> None:
         """As the leader, to its own log."""
         self.storage.add(entry, self.last_index + 1, self.term)
         self.membership.appended(entry)
-
-    def append_noop(self) -> None:
-        """An entry that says nothing."""
-        self.append(bytes([NO_OP]))
 
     def network_peers(self, names: Collection[str]) -> None:
         """Be connected to these."""
@@ -370,8 +365,7 @@ class RaftNode(Raft):
 
     def restored(self, state: State, index: int) -> None:
         """A snapshot's state took the place of the old one."""
-        self.state = state
-        self._term_applied = self.entry(index)[2]
+        self.applying.restore(state, self.entry(index)[2])
         self._calls.append(self._on_installed)
 
     # --- what the library asks ---------------------------------------------------------------------------
@@ -385,85 +379,25 @@ class RaftNode(Raft):
         self.leading.heartbeat()
 
     def applies(self, entry: bytes) -> None:
-        """A committed entry, in its turn. What it cannot read stops this keeper, and no other."""
-        index = self.applied_index + 1
-        term, kind = self.entry(index)[2], entry[0]
-        if term != self._term_applied:
-            self._term_applied = term
-            self.proposals.term_applied(term)
-        results: list[tuple[Command, Applied]] = []
-        if kind == REGULAR:
-            key, body = parts(entry)
-            commands = self.proposals.commands(key)
-            if commands is None:
-                place = f"entry {index} of the log"
-                commands = [codec.decode(line, place=place) for line in codec.decode_batch(body)]
-            results = [(command, self._apply_one(command, index)) for command in commands]
-        elif kind == MEMBERSHIP:
-            self.membership.committed(entry)
-        elif kind != NO_OP:
-            raise JournalDamaged(f"entry {index} of the log: unknown kind {kind}", hint=codec.UPGRADE)
-        self._calls.append(lambda: self._on_applied(index, entry, results))
-        if kind != NO_OP:
-            self.proposals.applied(parts(entry)[0], [applied for _, applied in results])
-
-    def _apply_one(self, command: Command, index: int) -> Applied:
-        try:
-            applied = self._apply(self.state, command)
-        except MemoryError:
-            raise  # here only, perhaps: the others go on
-        except Exception as exc:  # it would stop every keeper at this entry; so all reject it
-            log.exception("command cannot be applied", keeper=self.name, entry=index)
-            problem = f"a fault of FedKeeper: {type(command).__name__} cannot be applied: {exc!r}"
-            applied = Applied(state=self.state, rejected=problem)
-        self.state = applied.state
-        return applied
+        """A committed entry, in its turn."""
+        self.applying.entry(entry)
 
     # --- how it stands -----------------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
         """It has everything that was committed when its leader was elected."""
-        return self.beginning.counts and bool(self.leader) and self._term_applied == self.term
+        return self.beginning.counts and bool(self.leader) and self.applying.term == self.term
+
+    @property
+    def state(self) -> State:
+        """After the last applied entry."""
+        return self.applying.state
 
     def problem(self) -> str:
         """Why nothing can be committed here now; empty if it can."""
-        if self.failure is not None:
-            return str(self.failure)
-        if problem := self.beginning.problem():
-            return problem
-        if not self.membership.belongs:
-            return f"{self.name} is no member of the cluster, as far as it knows"
-        if not self.leader:
-            missing = sorted(self.other_names - self.connected_names)
-            if 2 * len(missing) > len(self.other_names):
-                return f"no majority: {', '.join(missing)} cannot be reached"
-            return "no leader"
-        return ""
+        return problem_of(self)
 
     def status(self) -> LogStatus:
         """As of now."""
-        leads, here = self.leads, self.connected_names | {self.name}
-
-        def match(name: str) -> int | None:
-            if not leads:
-                return None
-            return self.last_index if name == self.name else self.leading.match_of(name)
-
-        members = tuple(
-            Member(name=name, address=address, connected=name in here, match_index=match(name))
-            for name, address in sorted(self.membership.members.items())
-        )
-        return LogStatus(
-            name=self.name,
-            role=ROLES[self.role],
-            leader=self.leader,
-            term=self.term,
-            voted_for=self.voted_for,
-            commit_index=self.commit_index,
-            applied_index=self.applied_index,
-            last_index=self.last_index,
-            members=members,
-            ready=self.ready,
-            problem=self.problem(),
-        )
+        return status_of(self)
