@@ -77,6 +77,7 @@ class Room:
         self.acknowledged: set[str] = set()
         self.proposed = 0
         self.checked = 0  # promises and commits
+        self.wiped = 0
         self._committed = dict.fromkeys(names, 1)
         self._snapshot_every = snapshot_every
         for name in names:
@@ -126,6 +127,14 @@ class Room:
         """Of one machine; the others see the connections break."""
         self.platters[name].cut_power()
         self._gone(name)
+
+    def wipe(self, name: str) -> None:
+        """Its machine comes back with an empty disk, if all the others count: Raft can do without one."""
+        if all(self._counts(other) for other in self.names if other != name):
+            self.cut_power(name)
+            self.platters[name] = Platter(self.chance.getrandbits(32))
+            self._committed[name] = 1
+            self.wiped += 1
 
     def step(self) -> None:
         """Deliver what is under way, and let time pass."""
@@ -212,6 +221,10 @@ class Room:
         platter.cut_at = 0
         platter.cut_power()
         return Storage(FOLDER, disk=SimulatedDisk(platter), fsync=True, owner=name)
+
+    def _counts(self, name: str) -> bool:
+        identity = self.on_disk(name).identity
+        return bool(identity.cluster) and identity.newcomer_until == 0
 
     def check_promise(self, name: str, peer: str, message: Message) -> None:
         """A vote, a candidacy, an acknowledgement: true after a power cut as well."""

@@ -45,6 +45,19 @@ def test_votes_and_commands_outlive_blackouts(seed):
     assert room.acknowledged
 
 
+@pytest.mark.parametrize("seed", [1, 5])
+def test_wiped_keepers_take_nothing_with_them(seed):
+    """One after the other loses its disk, between blackouts: what was acknowledged stays."""
+    room = Room(NAMES, seed)
+    for _ in range(50):
+        _live(room, 12)
+        if room.chance.random() < 0.3:
+            room.wipe(room.chance.choice(NAMES))
+    room.settle()
+    assert room.wiped > 3
+    assert room.acknowledged
+
+
 def test_a_cluster_of_one_outlives_blackouts():
     """It counts itself only once it has synced."""
     for seed in range(5):
