@@ -11,7 +11,13 @@ import structlog
 
 from fedkeeper.clock import Clock
 from fedkeeper.core.model import KeeperRemoved, KeeperStarted, RunSpec
-from fedkeeper.errors import ClusterError, FedKeeperError, JournalUnconfirmed, KeeperStopped
+from fedkeeper.errors import (
+    ClusterError,
+    FedKeeperError,
+    JournalUnconfirmed,
+    KeeperStopped,
+    StoreUnavailable,
+)
 from fedkeeper.keeper.conducting import Conducting
 from fedkeeper.keeper.measuring import Measuring
 from fedkeeper.keeper.proposing import AGAIN_S, unfinished
@@ -22,6 +28,7 @@ from fedkeeper.weights.base import UpdateStore
 log = structlog.get_logger(__name__)
 
 REFUSED_S: Final = 5.0  # after an announcement that the cluster would not have
+STORE_S: Final = 3.0  # for the store to answer when a run is submitted
 HANDOVER_S: Final = 2.0  # of leading and conducting, when this keeper is ended
 SAID_AFTER_S: Final = 1.0  # changes of the leader are no pause
 TELL_MAX: Final = 20  # times that a removal is told
@@ -202,9 +209,17 @@ class KeeperControl:
         self._clock = clock
 
     async def submit(self, spec: RunSpec, config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
-        """Refuse a run that this keeper's config does not fit. What is shown of it is in the spec's book."""
+        """Refuse a run that this keeper's config does not fit, or whose store does not let us in.
+
+        A store that is away is waited for once the run is there. What is shown of it is in the spec's book.
+        """
         del config
         self._check(spec, fingerprint)
+        try:
+            async with asyncio.timeout(STORE_S):
+                await self._store.ping()
+        except (StoreUnavailable, TimeoutError) as exc:
+            log.warning("the store does not answer yet", run=spec.run, problem=str(exc))
 
     async def forget(self, run: str) -> None:
         """The store first: a name that comes up again must find nothing there."""
