@@ -49,6 +49,11 @@ class Compaction:
         self._put_until = 0.0
         self._not_before = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """A snapshot waits to be put in place."""
+        return self._written is not None
+
     def each_turn(self) -> None:
         """Begin one if it is time, or put the one that is written in place."""
         node = self._node

@@ -174,6 +174,14 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     # --- its inside --------------------------------------------------------------------------------------
 
+    def is_due(self, now: float) -> bool:
+        """Whether `step` would do anything by now, of itself."""
+        if self.applied_index != self.commit_index:
+            return True
+        if self.leads:
+            return bool(now >= self._SyncObj__newAppendEntriesTime)
+        return self.election_at < now
+
     def step(self) -> None:
         """What the library does in a tick: stand for election, commit, step down, apply, heartbeats."""
         self._onTick(0.0)

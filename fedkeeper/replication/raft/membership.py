@@ -260,6 +260,11 @@ class Membership:
             f"to {'add' if change.add else 'remove'} {change.name}",
         )
 
+    @property
+    def busy(self) -> bool:
+        """Something here waits for time to pass."""
+        return bool(self._joining or self._handing_over or self._leaving or self._hints)
+
     def each_turn(self) -> None:
         """Take in who has caught up; give up what takes too long; forget who has left."""
         now = self._node.clock()

@@ -136,8 +136,16 @@ class RaftNode(Raft):
         self._turn(self.beginning.start)
 
     def tick(self) -> None:
-        """Time passes; to be called every `timing.tick_s`."""
-        self._turn(self.proposals.expire)
+        """Time passes; to be called every `timing.tick_s`. Costs next to nothing if nothing is due."""
+        now = self.clock()
+        if (
+            self.is_due(now)
+            or self.proposals.are_due(now)
+            or not self.beginning.counts
+            or self.membership.busy
+            or self.compaction.busy
+        ):
+            self._turn(self.proposals.expire)
 
     def propose(self, lines: Sequence[bytes], done: Done, commands: Sequence[Command] | None = None) -> None:
         """Have a batch of commands, as the codec's lines, replicated. No lines: a barrier.

@@ -105,9 +105,12 @@ class Proposals:
 
     def expire(self) -> None:
         """Time passes."""
-        now = self._node.clock()
-        for key in [key for key, one in self._pending.items() if one.until <= now]:
-            self._unknown(key, f"not confirmed in {self._timeout_s:g} s")
+        while self.are_due(self._node.clock()):
+            self._unknown(next(iter(self._pending)), f"not confirmed in {self._timeout_s:g} s")
+
+    def are_due(self, now: float) -> bool:
+        """Whether the time of the oldest is up; all have the same."""
+        return bool(self._pending) and next(iter(self._pending.values())).until <= now
 
     def stop(self) -> None:
         """This keeper stops."""
