@@ -1,0 +1,1 @@
+"""Real Raft nodes over simulated networks, clocks and disks; everything from one seed."""
