@@ -97,6 +97,11 @@ class Conducting:
         """Whether an engine runs here."""
         return self._engine is not None
 
+    async def reported(self) -> None:
+        """Wait for the reports that are being written here."""
+        if self._engine is not None:
+            await self._engine.recorder.settle()
+
     async def handover(self, to: str | None) -> None:
         """Have `to` conduct until it is lost; None: whom placement chooses. Only on the leader.
 

@@ -84,7 +84,7 @@ class Engine:
             clock=tools.clock,
             pace=tools.pace,
         )
-        self._recorder = Recorder(
+        self.recorder = Recorder(
             log=log,
             providers=tools.invoker.providers,
             reports=tools.reports,
@@ -110,7 +110,7 @@ class Engine:
                 return
             self._start(self._act(unsure))
             self._start(self._keep_lease())
-            self._start(self._recorder.run())
+            self._start(self.recorder.run())
             try:
                 await self._end
             except EpochOver:

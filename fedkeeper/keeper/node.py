@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED_S: Final = 5.0  # after an announcement that the cluster would not have
 STORE_S: Final = 3.0  # for the store to answer when a run is submitted
+REPORTS_S: Final = 5.0  # for the records of a run that has just ended
 HANDOVER_S: Final = 2.0  # of leading and conducting, when this keeper is ended
 SAID_AFTER_S: Final = 1.0  # changes of the leader are no pause
 TELL_MAX: Final = 20  # times that a removal is told
@@ -81,10 +82,13 @@ class Keeper:
         await asyncio.shield(self._running)
 
     async def close(self) -> None:
-        """Hand over what it does to others that are up, within HANDOVER_S, and end."""
+        """Finish its reports, hand over what it does to others that are up, each in bounded time; and end."""
         if self._running is None:
             return
         if not self._running.done():
+            with contextlib.suppress(TimeoutError):  # the next conductor completes them
+                async with asyncio.timeout(REPORTS_S):
+                    await self._conducting.reported()
             try:
                 async with asyncio.timeout(HANDOVER_S):
                     await self._hand_over()

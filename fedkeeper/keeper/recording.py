@@ -65,6 +65,11 @@ class Recorder:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def settle(self) -> None:
+        """Wait for what is being fetched and written now."""
+        while tasks := [task for tasks in self._tasks.values() for task in tasks]:
+            await asyncio.wait(tasks)
+
     def _on_applied(self, command: Command, applied: Applied) -> None:
         if applied.state.runs is self._all:
             return
