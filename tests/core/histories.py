@@ -15,10 +15,16 @@ from fedkeeper.core.model import (
     ClaimConductor,
     ClientPlace,
     Command,
+    DeleteValue,
     FunctionsDeployed,
     InvocationFailed,
     InvocationSent,
+    KeeperLost,
+    KeeperMeasured,
+    KeeperRemoved,
+    KeeperStarted,
     Kind,
+    PutValue,
     RoundAggregated,
     Run,
     RunSpec,
@@ -151,12 +157,29 @@ def _submit(specs: st.SearchStrategy[RunSpec]) -> st.SearchStrategy[Command]:
     return st.builds(SubmitRun, spec=specs, at_ms=st.integers(0, 3))
 
 
+_keeper = st.sampled_from(("k1", "k2", "k3"))
+_name = st.sampled_from(("a", "b", "\ud800"))
+_condition = st.one_of(st.none(), st.integers(0, 3))
+_request = st.sampled_from(("", "r1", "r2"))
+_value = st.sampled_from(("1", '"é"'))
+_now = st.integers(0, 9)
+_far = st.dictionaries(st.sampled_from(("keeper/k1", "cluster/a")), st.sampled_from((0.5, -1.0)))
+_housekeeping = st.one_of(
+    st.builds(KeeperStarted, keeper=_keeper, api=st.just(""), version=st.just(2), at_ms=_now),
+    st.builds(KeeperMeasured, keeper=_keeper, latencies=_far, at_ms=_now),
+    st.builds(KeeperLost, keeper=_keeper, reason=st.just("gone"), at_ms=_now),
+    st.builds(KeeperRemoved, keeper=_keeper, at_ms=_now),
+    st.builds(ClaimConductor, keeper=_keeper, expected_epoch=st.just(0), at_ms=_now, pinned=st.booleans()),
+    st.builds(PutValue, name=_name, value=_value, expected=_condition, request=_request, at_ms=_now),
+    st.builds(DeleteValue, name=_name, expected=_condition, request=_request, at_ms=_now),
+)
 _start = _move(_submit(good_specs))
 _kinds: list[st.SearchStrategy[Any]] = [
     *[_answers] * 12,
     *[values(kind) for kind in (InvocationSent, InvocationFailed, InvocationFailed, UpdatesRefused, Tick)],
     _submit(good_specs),
     _submit(odd_specs),
+    _housekeeping,
     commands,
 ]
 # Not `one_of`: it would count every kind of `commands` as often as an answer.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from fedkeeper.core.conducting import KEEPERS_MAX
+from fedkeeper.core.kv import ANSWERS_MAX
 from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import (
     Applied,
@@ -41,7 +43,7 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
     if isinstance(command, UNTIMED):
         assert after.now_ms == before.now_ms, "a keeper's or a user's clock had a say"
         assert applied.intents == ()
-        assert (after.runs, after.epoch, after.conductor) == (before.runs, before.epoch, before.conductor)
+        assert _untouched(before, after, "keepers", "kv", "kv_version", "kv_bytes", "answered")
     if applied.rejected:
         assert applied.intents == ()
         kept = replace(after, now_ms=before.now_ms, answered=before.answered)
@@ -50,8 +52,8 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
     if epoch != before.epoch:
         assert applied == Applied(state=before, rejected=applied.rejected), "an older epoch was not fenced"
         assert applied.rejected
-    claimed = isinstance(command, ClaimConductor) and not applied.rejected
-    assert after.epoch == before.epoch + claimed
+    _check_conductor_step(before, command, applied)
+    _check_keepers_and_kv_step(before, command, applied)
     assert len(set(applied.intents)) == len(applied.intents)
     for intent in applied.intents:
         if isinstance(intent, Invoke):
@@ -65,6 +67,42 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
         assert set(command.updates) == {one.key for one in run.updates.values()}, "others were averaged"
     for name in before.runs.keys() & after.runs.keys():
         _check_run_step(before.runs[name], after.runs[name], applied)
+
+
+def _untouched(before: State, after: State, *but: str) -> bool:
+    """Whether everything is as it was, but for these."""
+    return replace(after, **{name: getattr(before, name) for name in but}) == before
+
+
+def _check_conductor_step(before: State, command: Command, applied: Applied) -> None:
+    after = applied.state
+    if isinstance(command, ClaimConductor) and not applied.rejected:
+        assert command.expected_epoch == before.epoch == after.epoch - 1
+        assert (after.conductor, after.pinned) == (command.keeper, command.pinned)
+        assert (after.conductor_rounds, after.conductor_since_ms) == (0, after.now_ms)
+        return
+    committed = sum(isinstance(intent, RoundCommitted) for intent in applied.intents)
+    kept = replace(after, conductor_rounds=before.conductor_rounds)
+    assert after.conductor_rounds == before.conductor_rounds + committed
+    names = ("epoch", "conductor", "conductor_why", "conductor_since_ms", "conductor_rounds", "pinned")
+    assert all(getattr(kept, name) == getattr(before, name) for name in names), "conducting moved by itself"
+
+
+def _check_keepers_and_kv_step(before: State, command: Command, applied: Applied) -> None:
+    after = applied.state
+    if not isinstance(command, (KeeperStarted, KeeperMeasured, KeeperLost, KeeperRemoved)):
+        assert after.keepers == before.keepers
+    elif not applied.rejected:
+        others = {name: info for name, info in after.keepers.items() if name != command.keeper}
+        assert others == {name: info for name, info in before.keepers.items() if name != command.keeper}
+        assert (command.keeper in after.keepers) is not isinstance(command, KeeperRemoved)
+    if not isinstance(command, (PutValue, DeleteValue)):
+        names = ("kv", "kv_version", "kv_bytes", "answered")
+        assert all(getattr(after, name) == getattr(before, name) for name in names)
+    elif after.kv_version != before.kv_version:
+        assert after.kv_version == before.kv_version + 1
+        assert not applied.rejected
+        assert len(after.kv) - len(before.kv) in ((0, 1) if isinstance(command, PutValue) else (-1,))
 
 
 def _check_run_step(before: Run, after: Run, applied: Applied) -> None:
@@ -94,6 +132,15 @@ def _check_run_step(before: Run, after: Run, applied: Applied) -> None:
 def check_state(state: State) -> None:
     """Assert everything about one state."""
     assert state.now_ms >= 0
+    assert 0 <= state.conductor_since_ms <= state.now_ms
+    assert len(state.keepers) <= KEEPERS_MAX
+    assert all(info.name == name for name, info in state.keepers.items())
+    assert all(info.alive or info.measured or not info.latencies for info in state.keepers.values())
+    assert len(state.answered) <= ANSWERS_MAX
+    assert len({entry.version for entry in state.kv.values()}) == len(state.kv), "two writes, one version"
+    assert all(1 <= entry.version <= state.kv_version for entry in state.kv.values())
+    texts = "".join(name + entry.value for name, entry in state.kv.items())
+    assert state.kv_bytes == len(texts.encode(errors="surrogatepass"))
     for name, run in state.runs.items():
         assert run.spec.run == name
         _check_run(run)
