@@ -93,6 +93,23 @@ async def test_keepers_meet_while_strangers_crowd(sharing: RealWorld) -> None:
     await crowd
 
 
+async def test_the_oldest_stranger_makes_room(sharing: RealWorld) -> None:
+    """Per address and in all; so one that proves itself at once is never kept out by those that do not."""
+    limits = dataclasses.replace(QUICK, handshake_s=60, strangers_per_address_max=3, strangers_max=4)
+    one = await sharing.start("k1", limits=limits)
+    address = sharing.addresses["k1"]
+    hosts = ["127.0.0.2"] * 2 + ["127.0.0.3"] * 4 + ["127.0.0.4"]
+    crowd = [await asyncio.open_connection(*address, local_addr=(host, 0)) for host in hosts]
+    await sharing.until(lambda: one.network.counts.strangers_closed == 3, "room to be made")
+    # The fifth in all puts out the first; the fourth of its address the first of them; then the next in all.
+    for number, (reader, writer) in enumerate(crowd):
+        if number in (0, 2, 1):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        else:
+            assert not reader.at_eof()
+        writer.close()
+
+
 class TestFiles:
     async def test_a_listener_outlives_the_last_file(self, sharing: RealWorld) -> None:
         """A keeper without a file descriptor left keeps its connections, and takes new ones afterwards."""
@@ -143,7 +160,7 @@ class TestRogues:
         ],
     )
     async def test_what_cannot_be_read_ends_its_connection(
-        self, sharing: RealWorld, nodes: list[Node], said: bytes
+        self, sharing: RealWorld, nodes: list[Node], said: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Not msgpack, not messages, nested too deep, lengths that are not there: in little memory."""
         rogue = Rogue(shared(SECRET), "k9")
@@ -158,6 +175,7 @@ class TestRogues:
         await sharing.until(lambda: "k9" not in nodes[0].told.peers, "its end")
         assert nodes[0].told.messages("k9") == [{"good": 1}]
         assert nodes[0].told.peers.keys() == {"k2"}
+        assert not caplog.records  # asyncio saw no error of ours
 
     async def test_a_frame_beyond_the_limit_ends_its_connection(
         self, sharing: RealWorld, nodes: list[Node]

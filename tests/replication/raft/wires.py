@@ -22,6 +22,7 @@ class Wire:
         self.address = ("", 0)
         self.recorded: list[bytes] = []  # what diallers said, one per connection
         self.change: Callable[[bytes], bytes] = lambda data: data  # of what diallers say
+        self.hanging = False  # an end that is cut is not passed on to the other side
         self.connections: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []  # dialler, target
         self._target = target
         self._server: asyncio.Server | None = None
@@ -72,7 +73,8 @@ class Wire:
             while data := await reader.read(65536):
                 writer.write(change(data))
                 await writer.drain()
-        writer.close()
+        if not self.hanging:
+            writer.close()
 
 
 class Rogue:
