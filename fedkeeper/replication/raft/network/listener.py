@@ -69,9 +69,7 @@ class Listener:
             self._loop.remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-        self._give_up_reserve()
-        for task in self._tasks:
-            task.cancel()
+        self._give_up_reserve()  # what has just been accepted is aborted by its owner as soon as it begins
 
     def known(self, connection: Connection) -> None:
         """It is no stranger any more, or it is gone."""
@@ -106,9 +104,8 @@ class Listener:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError as exc:
-            self._complain("connection not taken", reason=str(exc))
             accepted.close()
-            self.known(connection)
+            connection.connection_lost(exc)  # it never began: asyncio does not tell it
 
     def _make_room(self, host: str) -> None:
         """Close the oldest stranger, of this host or in all, if there are too many.

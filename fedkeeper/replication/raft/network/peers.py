@@ -258,8 +258,10 @@ class PeerNetwork:
                     continue  # it was a good one
                 link.woken.clear()
             if link.connection is None:
+                # Not wait_for: in Python 3.11 it can swallow that the task is cancelled.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(link.woken.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await link.woken.wait()
                 pause = min(2 * pause, self._limits.retry_max_s)
 
     async def _attempt(self, link: _Link) -> None:
