@@ -143,6 +143,7 @@ async def _conclude(at: Reached, run: Run) -> None:
             f"run {name} goes on without this command, in round {run.round} of at most {run.spec.rounds_max}",
             hint=f"to see it again: {attach_command(at.experiment, name)}",
         )
+    await at.cluster.reported(run)
     model, problem = await _export(at.cluster, run, folder)
     at.screen.summary(run, folder=folder, model=model)
     log.info("run ended", phase=str(run.phase), rounds=len(run.history), reason=run.reason)

@@ -58,6 +58,10 @@ class Runs(Protocol):
         """The run, as it stands and after each change, to its end; `notice` hears why nothing comes."""
         ...
 
+    async def reported(self, run: Run) -> None:
+        """Wait, within limits, until embedded keepers have written everything about a run that has ended."""
+        ...
+
     async def stop_run(self, run: str, reason: str) -> Run:
         """End it before its end; one that has ended stays as it is."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import threading
 import time
@@ -16,7 +17,7 @@ import structlog
 
 from fedkeeper.config import Experiment
 from fedkeeper.core.machine import ENDED
-from fedkeeper.core.model import Run
+from fedkeeper.core.model import Kind, Run
 from fedkeeper.errors import ApiError, FedKeeperError, NoLeader, RunChanged, RunFailed
 from fedkeeper.keeper.api.schemas import RunSummary, Status
 from fedkeeper.keeper.client import Json, KeeperClient, Versioned
@@ -31,6 +32,7 @@ T = TypeVar("T")
 ASK_S: Final = 3.0  # one keeper, how it is
 QUIET_S: Final = 5.0  # without news of a run: is there a majority?
 JOIN_S: Final = 3.0  # for a stream's thread to end
+REPORTS_S: Final = 20.0  # for the reports of a run that has ended; a keeper waits 15 s for its platforms
 LEADER_PAUSE_S: Final = 0.2
 
 log = structlog.get_logger(__name__)
@@ -106,6 +108,20 @@ class ClusterSession:
                 if not paused:
                     notice(f"no keeper answers ({exc}): waiting for one")
                 paused = True
+
+    async def reported(self, run: Run) -> None:
+        """Wait, at most REPORTS_S, until embedded keepers have written all of a run that has just ended.
+
+        The platforms' records of the last round take a moment; keepers that are ended write nothing more.
+        """
+        limit = time.monotonic() + REPORTS_S
+        folder = self.experiment.logs.folder / run.spec.run
+        while self.keepers is not None and time.monotonic() < limit and not _is_reported(run, folder):
+            if (
+                time.time() * 1000 - run.ended_ms > REPORTS_S * 4000
+            ):  # long ago: what is missing will not come
+                return
+            await asyncio.sleep(LEADER_PAUSE_S)
 
     async def stop_run(self, run: str, reason: str) -> Run:
         """End it before its end; one that has ended stays as it is."""
@@ -350,3 +366,14 @@ def _client(
         ca_file=api.ca_file,
         timeout_s=timeout_s,
     )
+
+
+def _is_reported(run: Run, folder: Path) -> bool:
+    """Whether every attempt of the last rounds has its line, and the model is there."""
+    try:
+        with (folder / "activations.csv").open(encoding="utf-8", newline="") as file:
+            written = {row["key"] for row in csv.DictReader(file)}
+    except OSError:
+        return not run.ended
+    model = not run.history or (folder / "model.safetensors").exists()
+    return model and all(one.key in written for one in run.ended if one.kind is not Kind.DEPLOY)

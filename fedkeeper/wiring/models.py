@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def _write(address: StoreAddress, run: str, weights: ObjectRef, path: Path) -> N
         tensors = objects.get(weights.name, sha256=weights.sha256)
     finally:
         objects.close()
-    fresh = path.with_suffix(".new")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")  # a keeper may write the same at the same time
     try:
         fresh.write_bytes(pack(tensors, {"run": run, "sha256": weights.sha256}))
         fresh.replace(path)

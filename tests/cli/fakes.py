@@ -246,6 +246,9 @@ class FakeCluster:
             self.script.on_wait()
         await asyncio.Event().wait()
 
+    async def reported(self, run: Run) -> None:
+        self.world.asked.append(("reported", run.spec.run))
+
     async def stop_run(self, run: str, reason: str) -> Run:
         await self.log.propose(StopRun(run=run, reason=reason, at_ms=self.driver.at_ms))
         return self.log.state.runs[run]

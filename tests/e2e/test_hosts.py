@@ -150,7 +150,9 @@ def test_a_keeper_joins_and_another_one_leaves(hosts: Hosts):
     assert removed.returncode == 0, removed.stdout
     assert hosts.running.pop("k1").wait(60) == 1
     assert "removed" in hosts.labs["k1"].said("keeper")
-    told = json.loads(hosts.desk.run("--json", program="status").stdout)
+    seen = hosts.desk.run("--json", program="status")
+    assert seen.returncode == 0, (seen.returncode, seen.stdout)
+    told = json.loads(seen.stdout)
     assert sorted(told["status"]["members"]) == ["k2", "k3", "k4"]
     assert told["majority"] is True
 
