@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 GRACE_S = 0.5  # for a conductor that hands over to tell what its platforms have taken
 QUIET_S = 2.0  # for its last effects to end before it hands over
 REFRESH_S = 1.0  # after a takeover, before its functions are compared with this keeper's settings
+CANNOT_S = 1.0  # before a keeper that cannot conduct has another one try
 CLAIMS_MAX = 5  # for a handover by hand: somebody else's claims may come in between
 
 
@@ -245,6 +246,7 @@ class Conducting:
         others = self._others(state)
         if not others:
             raise exc
+        await self._tools.clock.sleep(CANNOT_S)  # or keepers that all cannot would pass it round without a pause
         to = others[state.epoch % len(others)]  # not always the same one, in case that it cannot either
         log.error("this keeper cannot conduct, another one shall", to=to, problem=str(exc))
         self.problem = f"cannot conduct: {exc}"
