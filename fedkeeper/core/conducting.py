@@ -216,7 +216,7 @@ def _nearest(state: State, policy: Policy, alive: list[str], leader: str) -> Cho
     if current and len(alive) == 1:
         return Choice(keeper=current, why=state.conductor_why)
     if not distances:
-        why = f"{leader} leads, and conducts until the keepers have measured how near they are"
+        why = f"{leader} leads, and conducts until another keeper is measured to be nearer"
         return Choice(keeper=current or leader, why=why)
     best = min(distances, key=lambda name: (distances[name].score, name))
     if current and not _has_measured(state, current):

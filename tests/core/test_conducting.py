@@ -113,7 +113,7 @@ TIMES = Policy(placement=Placement.ROTATE, every_rounds=0, every_s=10)
             cluster(keeper("k1"), keeper("k2")),
             LATENCY,
             "k2",
-            ("k2", "k2 leads, and conducts until the keepers have measured how near they are"),
+            ("k2", "k2 leads, and conducts until another keeper is measured to be nearer"),
         ),
         (cluster(keeper("k1"), keeper("k2"), conductor="k1"), LATENCY, "k2", None),
         (

@@ -34,7 +34,7 @@ def test_no_command_makes_it_raise(history):
         state = applied.state
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(histories)
 def test_every_step_keeps_the_rules(history):
     """The rules are in invariants.py; here the histories go deep, with odd values on the way."""
