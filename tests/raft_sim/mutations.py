@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
+
+from fedkeeper.core import machine
+from fedkeeper.core.model import Applied, ClaimConductor, PutValue, State, Tick
+from fedkeeper.replication.raft import elections, followers, leading, library, membership, storage
+from fedkeeper.replication.raft import node as nodes
+from fedkeeper.replication.raft.beginning import Beginning
+from fedkeeper.replication.raft.contents import Contents
+from fedkeeper.replication.raft.simulated_disk import SimulatedDisk
+from tests.raft_sim import checks, hosts
 
 Mutation = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While it lasts, `owner.name` is `value`."""
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     before = owner.__dict__[name]
     setattr(owner, name, value)
     try:
@@ -20,4 +29,238 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-MUTATIONS: Mapping[str, Mutation] = {}
+def _method(owner: type, name: str, make: Callable[[Any], Any]) -> Mutation:
+    """`make` gets the method as it is, and returns it as it shall be."""
+    return lambda: _replaced(owner, name, make(owner.__dict__[name]))
+
+
+def _core(make: Callable[[Any], Any]) -> Mutation:
+    """Another state machine, for the keepers and for the checks alike: only its rules can tell."""
+
+    @contextmanager
+    def mutated() -> Iterator[None]:
+        apply = make(machine.apply)
+        with _replaced(hosts, "apply", apply), _replaced(checks, "apply", apply):
+            yield
+
+    return mutated
+
+
+# --- the disk ------------------------------------------------------------------------------------------
+
+
+def _vote_not_written(before: Any) -> Any:
+    def set_current_term(self: Any, term: int, voted: str | None) -> None:
+        pending = bytes(self._pending)
+        before(self, term, voted)
+        self._pending[:] = pending
+
+    return set_current_term
+
+
+def _cleared_at_load(before: Any) -> Any:
+    """As PySyncObj does when it finds a dump."""
+
+    def go_on_from(self: Contents, snapshot: Any) -> None:
+        before(self, snapshot)
+        del self.entries[2:]
+
+    return go_on_from
+
+
+def _sent_before_sync(before: Any) -> Any:
+    """The acknowledgement is out, and then the entries are written."""
+
+    def send(self: Any, *, hurry: bool = False) -> None:
+        outbox, self._outbox = self._outbox, []
+        for peer, message in outbox:
+            self._network.send(peer, message)
+        if hurry:
+            return
+        before(self, hurry=hurry)
+
+    return send
+
+
+def _synced_a_little_later(before: Any) -> Any:
+    """Every other sync is left for the next one."""
+
+    def sync(self: Any) -> None:
+        self.left_out = not getattr(self, "left_out", False)
+        if not self.left_out:
+            before(self)
+
+    return sync
+
+
+# --- followers and leaders -----------------------------------------------------------------------------
+
+
+def _cut_what_is_there(before: Any) -> Any:
+    """As PySyncObj does: whatever stands after the entry that a message goes on from."""
+
+    def take(self: Any, peer: str, entries: list[Any]) -> None:
+        if entries and entries[0][1] <= self._node.last_index:
+            position = entries[0][1] - self._node.first_index
+            if position >= 0:
+                self._node.entries.deleteEntriesFrom(position)
+                self._node.membership.log_changed()
+        before(self, peer, entries)
+
+    return take
+
+
+def _commit_unread(before: Any) -> Any:
+    """The leader's commit index, over entries that nobody has compared."""
+
+    def on_append(self: Any, peer: str, message: dict[str, Any]) -> None:
+        before(self, peer, message)
+        if message["term"] == self._node.term and self._node.beginning.is_member:
+            self._commit(min(message["commit"], self._node.last_index))
+
+    return on_append
+
+
+def _late_answers_count(before: Any) -> Any:
+    """An acknowledgement of an earlier term is taken for one of this."""
+
+    def is_answer(self: Any, peer: str, message: dict[str, Any]) -> bool:
+        if message["term"] < self._node.term:
+            message["term"] = self._node.term
+        return bool(before(self, peer, message))
+
+    return is_answer
+
+
+def _any_vote_counts(before: Any) -> Any:
+    def on_response_vote(self: Any, peer: str, message: dict[str, Any]) -> None:
+        message["term"] = self._node.term
+        self._node.hand(peer, message)
+        self._node.hand(peer, message)
+
+    return on_response_vote
+
+
+def _votes_again(before: Any) -> Any:
+    """Whoever asks last gets the vote."""
+
+    def on_request_vote(self: Any, peer: str, message: dict[str, Any]) -> None:
+        node = self._node
+        if message["term"] == node.term and node.role != library.LEADER:
+            node.say(peer, {"type": "response_vote", "term": node.term})
+            return
+        before(self, peer, message)
+
+    return on_request_vote
+
+
+@contextmanager
+def _for_anybody() -> Iterator[None]:
+    """Whatever the candidate lacks."""
+    pre_vote, vote = elections.Elections.on_pre_vote, elections.Elections.on_request_vote
+
+    def on_pre_vote(self: Any, peer: str, message: dict[str, Any]) -> None:
+        pre_vote(self, peer, {**message, "last_index": 2**40, "last_term": 2**40})
+
+    def on_request_vote(self: Any, peer: str, message: dict[str, Any]) -> None:
+        vote(self, peer, {**message, "last_log_index": 2**40, "last_log_term": 2**40})
+
+    with (
+        _replaced(elections.Elections, "on_pre_vote", on_pre_vote),
+        _replaced(elections.Elections, "on_request_vote", on_request_vote),
+    ):
+        yield
+
+
+def _half_is_enough(before: Any) -> Any:
+    def count_for(self: Any, peer: str, index: int) -> None:
+        for other in self.other_names:
+            before(self, other, max(index, self._SyncObj__raftMatchIndex.get(library.Peer(other), 0)))
+
+    return count_for
+
+
+def _older_snapshots(before: Any) -> Any:
+    """A snapshot is installed whatever is here already."""
+
+    def begin_install(self: Any, data: bytes, origin: str) -> Any:
+        commit, self._contents.commit = self._contents.commit, 0
+        base, self._contents.base = self._contents.base, 0
+        try:
+            return before(self, data, origin)
+        finally:
+            self._contents.commit, self._contents.base = commit, base
+
+    return begin_install
+
+
+# --- members and newcomers -----------------------------------------------------------------------------
+
+
+def _counts_at_once(_before: Any) -> Any:
+    """A wiped keeper votes, and its acknowledgements count, as soon as it is a member."""
+    return property(lambda self: self.is_member)
+
+
+def _several_changes(before: Any) -> Any:
+    def unfit(self: Any, members: Any, *, joining: str = "") -> Any:
+        return None if self._node.leads else before(self, members, joining=joining)
+
+    return unfit
+
+
+# --- the state machine ---------------------------------------------------------------------------------
+
+
+def _any_epoch(apply: Any) -> Any:
+    def mutated(state: State, command: Any) -> Applied:
+        if isinstance(command, Tick):
+            command = replace(command, epoch=state.epoch)
+        return apply(state, command)  # type: ignore[no-any-return]
+
+    return mutated
+
+
+def _any_claim(apply: Any) -> Any:
+    def mutated(state: State, command: Any) -> Applied:
+        if isinstance(command, ClaimConductor):
+            command = replace(command, expected_epoch=state.epoch)
+        return apply(state, command)  # type: ignore[no-any-return]
+
+    return mutated
+
+
+def _forgets_requests(apply: Any) -> Any:
+    return lambda state, command: apply(replace(state, answered=type(state.answered)()), command)
+
+
+def _any_version(apply: Any) -> Any:
+    def mutated(state: State, command: Any) -> Applied:
+        if isinstance(command, PutValue):
+            command = replace(command, expected=None)
+        return apply(state, command)  # type: ignore[no-any-return]
+
+    return mutated
+
+
+MUTATIONS: Mapping[str, Mutation] = {
+    "no fsync": _method(SimulatedDisk, "sync", lambda _: lambda self, path: None),
+    "sync a little later": _method(storage.Storage, "sync", _synced_a_little_later),
+    "vote not written": _method(storage.Storage, "setCurrentTerm", _vote_not_written),
+    "acknowledge before sync": _method(nodes.RaftNode, "_send", _sent_before_sync),
+    "journal cleared at load": _method(Contents, "go_on_from", _cleared_at_load),
+    "append truncates": _method(followers.Followers, "_take", _cut_what_is_there),
+    "commit unread entries": _method(followers.Followers, "on_append", _commit_unread),
+    "late answers count": _method(leading.Leading, "_is_answer", _late_answers_count),
+    "votes counted twice": _method(elections.Elections, "on_response_vote", _any_vote_counts),
+    "two votes in a term": _method(elections.Elections, "on_request_vote", _votes_again),
+    "vote for anybody": _for_anybody,
+    "one acknowledgement is enough": _method(library.Raft, "count_for", _half_is_enough),
+    "older snapshot taken": _method(storage.Storage, "begin_install", _older_snapshots),
+    "wiped keeper counts": _method(Beginning, "counts", _counts_at_once),
+    "many changes at once": _method(membership.Membership, "_unfit", _several_changes),
+    "no epoch check": _core(_any_epoch),
+    "claims not compared": _core(_any_claim),
+    "requests forgotten": _core(_forgets_requests),
+    "versions not compared": _core(_any_version),
+}

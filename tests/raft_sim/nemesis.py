@@ -143,9 +143,9 @@ class Nemesis:
         """One folder at a time: nobody's next is lost before the last one is whole again."""
         if not all(host.whole for host in self.hosts.values()):
             return
-        host = self._victim()
-        if host.status is None or host.status.commit_index < 3 or len(host.status.members) < 3:
-            return  # of fewer than three, the others are no majority
+        host, views = self._victim(), [one.node.membership.members for one in self.hosts.values() if one.node]
+        if host.status is None or host.status.commit_index < 3 or min(map(len, views)) < 3:
+            return  # of fewer than three (soon, perhaps), the others are no majority
         host.kill()
         host.wipe()
 

@@ -61,6 +61,11 @@ class Leading:
         if self._node.leads and hello.name in self._node.other_names:
             self._node.count_for(hello.name, 0)
 
+    def forget(self, name: str) -> None:
+        """What `name` once acknowledged counts no longer: it comes anew."""
+        self._progress.pop(name, None)
+        self._hellos.pop(name, None)
+
     def begins(self) -> None:
         """It was elected."""
         self._term = self._node.term

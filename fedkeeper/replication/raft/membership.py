@@ -205,6 +205,12 @@ class Membership:
         if problem is not None:
             node.soon(done, problem)
             return
+        if name in node.connected_names:
+            # A connection of its time as a member: it may have been wiped since, and what it had is gone.
+            node.network_peers((self._peers or frozenset()) - {node.name, name})
+            self._peers = None
+        node.leading.forget(name)
+        self._leaving.pop(name, None)
         self._joining = _Joining(name, address, done, node.clock() + (timeout_s or self._join_timeout_s))
         self._tell_network()
 
