@@ -125,8 +125,7 @@ def _late_answers_count(before: Any) -> Any:
     """An acknowledgement of an earlier term is taken for one of this."""
 
     def is_answer(self: Any, peer: str, message: dict[str, Any]) -> bool:
-        if message["term"] < self._node.term:
-            message["term"] = self._node.term
+        message["term"] = max(message["term"], self._node.term)
         return bool(before(self, peer, message))
 
     return is_answer
