@@ -246,7 +246,9 @@ class Conducting:
         others = self._others(state)
         if not others:
             raise exc
-        await self._tools.clock.sleep(CANNOT_S)  # or keepers that all cannot would pass it round without a pause
+        await self._tools.clock.sleep(
+            CANNOT_S
+        )  # or keepers that all cannot would pass it round without a pause
         to = others[state.epoch % len(others)]  # not always the same one, in case that it cannot either
         log.error("this keeper cannot conduct, another one shall", to=to, problem=str(exc))
         self.problem = f"cannot conduct: {exc}"
