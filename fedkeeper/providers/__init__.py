@@ -1,1 +1,1 @@
-"""One module per FaaS platform, all behind one protocol."""
+"""One folder per FaaS platform, all behind one protocol."""

@@ -9,8 +9,8 @@ from typing import Any, Final
 from fedkeeper.errors import ConfigError
 
 PROVIDERS: Final = {
-    "openwhisk": "fedkeeper.providers.openwhisk:OpenWhisk",
-    "google": "fedkeeper.providers.google:Google",
+    "openwhisk": "fedkeeper.providers.openwhisk.provider:OpenWhisk",
+    "google": "fedkeeper.providers.google.provider:Google",
 }
 
 

@@ -14,7 +14,7 @@ from google.auth.crypt import RSASigner
 from pydantic import SecretStr
 
 from fedkeeper.providers.base import Activation, Package
-from fedkeeper.providers.google import Google
+from fedkeeper.providers.google.provider import Google
 from tests.providers.canned import Canned, Seen
 
 PARENT = "projects/p/locations/l"

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from fedkeeper.clock import FakeClock
 from fedkeeper.providers.base import Package
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.openwhisk.provider import OpenWhisk
 
 KEY = "23bc46b1-71f6-4ed5-8c54-816aa4f8c502:123zO3xZCLrMN6v2BKK1dXYFpXlPkccOFqm12CdAsMgRU4VrNZ9lyGVCGuMDGIwP"
 

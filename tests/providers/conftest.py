@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from fedkeeper.providers.google import Google
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.google.provider import Google
+from fedkeeper.providers.openwhisk.provider import OpenWhisk
 from tests.providers import canned_google as answers
 from tests.providers import canned_openwhisk
 from tests.providers.canned import Canned

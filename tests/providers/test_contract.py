@@ -20,8 +20,8 @@ from fedkeeper import packaging
 from fedkeeper.errors import AuthenticationRefused, DeploymentFailed, FunctionMissing
 from fedkeeper.fabric.launch import FabricAddress, open_fabric
 from fedkeeper.providers.base import Activation, Package, Provider
-from fedkeeper.providers.google import Google
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.google.provider import Google
+from fedkeeper.providers.openwhisk.provider import OpenWhisk
 
 HANDLER = """
 import os, pathlib, time

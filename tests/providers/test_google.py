@@ -18,8 +18,8 @@ from fedkeeper.errors import (
     RequestRefused,
     Throttled,
 )
-from fedkeeper.providers import google_resources as resources
-from fedkeeper.providers.google import Google
+from fedkeeper.providers.google import resources
+from fedkeeper.providers.google.provider import Google
 from tests.providers.canned import Canned, Seen
 from tests.providers.canned_google import (
     FUNCTION,

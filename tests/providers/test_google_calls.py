@@ -13,9 +13,9 @@ from fedkeeper.errors import (
     RequestRefused,
     Throttled,
 )
-from fedkeeper.providers import google_calls
-from fedkeeper.providers import google_resources as resources
-from fedkeeper.providers.google import Google
+from fedkeeper.providers.google import calls as google_calls
+from fedkeeper.providers.google import resources
+from fedkeeper.providers.google.provider import Google
 from tests.providers.canned import Canned
 from tests.providers.canned_google import FUNCTION, act, ending, function, open_to, paths
 

@@ -18,8 +18,8 @@ from fedkeeper.errors import (
     RequestRefused,
     Throttled,
 )
-from fedkeeper.providers import openwhisk as module
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.openwhisk import provider as module
+from fedkeeper.providers.openwhisk.provider import OpenWhisk
 from tests.providers.canned import Canned
 from tests.providers.canned_openwhisk import KEY, error, open_to, package
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedkeeper.providers import openwhisk as module
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.openwhisk import provider as module
+from fedkeeper.providers.openwhisk.provider import OpenWhisk
 from tests.providers.canned import Canned
 from tests.providers.canned_openwhisk import error
 

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from fedkeeper.errors import ProviderUnavailable
-from fedkeeper.providers.openwhisk import OpenWhisk
+from fedkeeper.providers.openwhisk.provider import OpenWhisk
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,11 @@ from fedkeeper.errors import (
     ProviderUnavailable,
     RequestRefused,
 )
-from fedkeeper.providers import google_resources as resources
 from fedkeeper.providers import http
 from fedkeeper.providers.base import Activation, Deployed, Package
-from fedkeeper.providers.google_calls import REFUSED, Call, Calls
-from fedkeeper.providers.google_login import IdTokens, close_client, open_client
+from fedkeeper.providers.google import resources
+from fedkeeper.providers.google.calls import REFUSED, Call, Calls
+from fedkeeper.providers.google.login import IdTokens, close_client, open_client
 
 T = TypeVar("T")
 THREADS_MAX: Final = 32
@@ -207,7 +207,7 @@ class Google:
         return tuple(resources.deployed(found) for found in await self._list(limit=FUNCTIONS_MAX))
 
     async def invoke(self, function: str, payload: Mapping[str, Any], *, key: str, timeout_s: float) -> str:
-        """POST with an ID token; returns when the request is written, see `google_calls`.
+        """POST with an ID token; returns when the request is written, see `calls`.
 
         The activation ID is derived from `key` and travels as Function-Execution-Id. What the platform says
         afterwards, a 401 or 404 as well, is told by `ended`.

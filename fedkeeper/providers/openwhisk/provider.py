@@ -30,8 +30,8 @@ from fedkeeper.errors import (
     RequestRefused,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers import openwhisk_records as records
 from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.openwhisk import records
 
 DEFAULT_KIND: Final = "python:default"  # "python:3" is no kind any more; this one resolves everywhere
 PAGE: Final = 200  # the platform's own maximum

@@ -18,8 +18,8 @@ from google.oauth2 import id_token, service_account
 from yarl import URL
 
 from fedkeeper.errors import ConfigError
-from fedkeeper.providers import google_resources as resources
 from fedkeeper.providers import http
+from fedkeeper.providers.google import resources
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 LOCAL_UNIVERSE: Final = "fedkeeper.invalid"
