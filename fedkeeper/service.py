@@ -134,6 +134,12 @@ def find(folder: Path, name: str) -> dict[str, Any] | None:
     return info
 
 
+def pid_of(folder: Path, name: str) -> int | None:
+    """The process of a service that has announced itself and lives."""
+    told = _read(folder / f"{name}.json")
+    return int(told["pid"]) if told and _lives(int(told["pid"])) else None
+
+
 def last_announced(folder: Path, name: str) -> dict[str, Any] | None:
     """What it announced last, whether it still runs or was killed. Quick, and without a lock."""
     told = _read(folder / f"{name}.json")
@@ -307,6 +313,29 @@ def announce(folder: Path, name: str, info: Mapping[str, Any]) -> None:
     The last thing to do before `wait_until_unused`: from now on SIGTERM may come at any time.
     """
     _write(folder / f"{name}.json", {"pid": os.getpid(), "info": dict(info)})
+
+
+@contextlib.contextmanager
+def kept_in_use(folder: Path, name: str, *, wait_s: float = 3.0) -> Iterator[None]:
+    """Hold a lease while the block runs: users that join come and go, and the last one does not end it.
+
+    For a service that somebody runs in the foreground. Blocking, for a moment.
+    """
+    limit = time.monotonic() + wait_s
+    lease = os.open(folder / f"{name}.lease", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not _flock(lease, fcntl.LOCK_SH):  # a user looks whether it is the last one, for a moment
+            if time.monotonic() > limit:
+                raise ServiceError(f"{name} of {folder} cannot be marked as in use")
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(lease)
+
+
+def withdraw(folder: Path, name: str) -> None:
+    """Take the announcement back: nobody joins any more."""
+    (folder / f"{name}.json").unlink(missing_ok=True)
 
 
 def report_failure(folder: Path, name: str, error: ServiceError) -> None:

@@ -11,6 +11,7 @@ import click
 
 from fedkeeper.cli import actions, running
 from fedkeeper.cli.actions import Opened
+from fedkeeper.cli.fabric_command import fabric_command
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts
 from fedkeeper.cli.keeper_commands import COMMANDS
@@ -150,7 +151,7 @@ def fedkeeper() -> None:
     """Federated learning where every client is a function."""
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, fabric_command):
     fedkeeper.add_command(command)
 
 

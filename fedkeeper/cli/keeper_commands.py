@@ -9,9 +9,8 @@ import click
 
 from fedkeeper.cli import keeping, running
 from fedkeeper.cli.opening import Job, hosting, with_keepers
-from fedkeeper.cli.options import CONTEXT, config_option, verbose_option
+from fedkeeper.cli.options import CONTEXT, config_option, json_option, verbose_option
 
-json_option = click.option("--json", "plain", is_flag=True, help="As JSON, for programs.")
 stale_option = click.option(
     "--stale", is_flag=True, help="As the next keeper has it: quicker, works without a majority, may be old."
 )

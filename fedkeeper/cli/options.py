@@ -25,3 +25,4 @@ verbose_option = click.option(
 fresh_option = click.option("--fresh", is_flag=True, help="Abandon an unfinished run and start anew.")
 new_option = click.option("--new", is_flag=True, help="Start another run beside an unfinished one.")
 detach_option = click.option("--detach", is_flag=True, help="Start it and leave; see it again with attach.")
+json_option = click.option("--json", "plain", is_flag=True, help="As JSON, for programs.")

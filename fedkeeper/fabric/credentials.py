@@ -146,8 +146,13 @@ def _read(path: Path, kind: type[T]) -> T:
 
 
 def _write(path: Path, value: Mapping[str, Any] | int) -> None:
+    write_private(path, json.dumps(value))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` at once; readable by this user only from the start."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(file, "w") as out:
-        json.dump(value, out)
+        out.write(text)
     scratch.replace(path)

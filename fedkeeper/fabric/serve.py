@@ -1,10 +1,14 @@
-"""The fabric's process: `python -m fedkeeper.fabric.serve FOLDER`. Started by `launch`, ends when unused."""
+"""The fabric's process: `python -m fedkeeper.fabric.serve FOLDER`. Started by `launch`, ends when unused.
+
+`fedkeeper fabric` runs the same in the foreground (see `standing`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +18,13 @@ from fedkeeper import service
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric.credentials import (
     Credentials,
+    Settings,
     last_port,
     make_credentials,
     read_settings,
     remember_port,
 )
-from fedkeeper.fabric.front import FrontSettings, listen, open_front
+from fedkeeper.fabric.front import Front, FrontSettings, listen, open_front
 from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.pool import Pool
 
@@ -35,7 +40,22 @@ async def serve(folder: Path) -> None:
         ServiceError: settings or credentials cannot be read.
     """
     settings = read_settings(folder)
-    listener = listen(settings.port or last_port(folder), fallback=not settings.port)
+    async with open_fabric_server(folder, settings) as (front, _):
+        service.announce(folder, NAME, {"url": front.url})
+        log.info("fabric is up", url=front.url)
+        await service.wait_until_unused(folder, NAME, linger_s=settings.linger_s, busy=front.busy)
+    log.info("fabric has ended")
+
+
+@contextlib.asynccontextmanager
+async def open_fabric_server(
+    folder: Path, settings: Settings, *, port_key: str = "fabric_port"
+) -> AsyncIterator[tuple[Front, Credentials]]:
+    """Listen, answer and run functions for as long as the block runs; the caller owns the service's lock.
+
+    `port_key`: what an error about the port calls the setting. Raises PortTaken, ServiceError.
+    """
+    listener = listen(settings.port or last_port(folder), fallback=not settings.port, key=port_key)
     with listener:
         port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
@@ -77,10 +97,7 @@ async def serve(folder: Path) -> None:
                 reload=reload,
             ) as front,
         ):
-            service.announce(folder, NAME, {"url": front.url})
-            log.info("fabric is up", url=front.url)
-            await service.wait_until_unused(folder, NAME, linger_s=settings.linger_s, busy=front.busy)
-        log.info("fabric has ended")
+            yield front, credentials
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,98 @@
+"""`fedkeeper fabric`: the embedded platforms by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from fedkeeper import logs
+from fedkeeper.cli.failures import reported
+from fedkeeper.cli.interrupts import Interrupts, execute
+from fedkeeper.cli.options import CONTEXT, json_option, verbose_option
+
+USUAL_FOLDER: Final = Path(".fedkeeper/fabric")
+USUAL_NAMESPACE: Final = "guest"
+USUAL_PROJECT: Final = "fedkeeper"
+
+
+@click.command("fabric", context_settings=CONTEXT)
+@click.option(
+    "--data-dir",
+    default=USUAL_FOLDER,
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of functions, activations and credentials.",
+)
+@click.option(
+    "--port",
+    default=0,
+    type=click.IntRange(0, 65_535),
+    help="Port on 127.0.0.1 [default: that of the last time if it is free, else any].",
+)
+@click.option(
+    "--namespace",
+    "namespaces",
+    multiple=True,
+    metavar="NAME",
+    help=f"OpenWhisk namespace; may be repeated [default: {USUAL_NAMESPACE}].",
+)
+@click.option(
+    "--project",
+    "projects",
+    multiple=True,
+    metavar="NAME",
+    help=f"Google Cloud project; may be repeated [default: {USUAL_PROJECT}].",
+)
+@click.option(
+    "--memory-mb",
+    default=8192,
+    show_default=True,
+    type=click.IntRange(min=512),
+    help="Sum of the memory limits of all function instances alive at once (MB).",
+)
+@json_option
+@verbose_option
+def fabric_command(
+    data_dir: Path,
+    port: int,
+    namespaces: Sequence[str],
+    projects: Sequence[str],
+    memory_mb: int,
+    plain: bool,
+    verbose: bool,
+) -> None:
+    """Run the embedded OpenWhisk and Cloud Functions here until Ctrl-C or SIGTERM, without an experiment.
+
+    Functions, activations and credentials stay in the folder for the next time. Credentials are written to
+    files that are named at the start, and are never printed.
+    """
+    logs.set_up(verbose=verbose)
+    try:
+        with reported(verbose=verbose):
+            # The whole server comes along, and no other command needs it.
+            from fedkeeper.fabric import standing  # noqa: PLC0415
+            from fedkeeper.fabric.credentials import Settings  # noqa: PLC0415
+
+            settings = Settings(
+                namespaces=tuple(namespaces) or (USUAL_NAMESPACE,),
+                projects=tuple(projects) or (USUAL_PROJECT,),
+                port=port,
+                memory_mb=memory_mb,
+            )
+
+            async def work(interrupts: Interrupts) -> None:
+                stop = asyncio.Event()
+                interrupts.graceful = stop.set
+                interrupts.stopping = "the fabric is ending; its functions stay (again: at once)"
+                async with standing.open_standing(data_dir, settings) as running:
+                    click.echo(json.dumps(running.plain()) if plain else running.words())
+                    await stop.wait()
+
+            execute(work, say=lambda text: click.echo(text, err=True))
+    finally:
+        logs.tear_down()
