@@ -25,7 +25,7 @@ USUAL_PROJECT: Final = "fedkeeper"
     "--data-dir",
     default=USUAL_FOLDER,
     show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, resolve_path=True),
     help="Folder of functions, activations and credentials.",
 )
 @click.option(

@@ -59,7 +59,7 @@ class Standing:
 
 @asynccontextmanager
 async def open_standing(folder: Path, settings: Settings) -> AsyncIterator[Standing]:
-    """Run the fabric of `folder` here for as long as the block runs.
+    """Run the fabric of `folder` (absolute) here for as long as the block runs.
 
     Functions and activations of an earlier time are there again, and so are its namespaces and projects.
 
@@ -70,7 +70,7 @@ async def open_standing(folder: Path, settings: Settings) -> AsyncIterator[Stand
     check_names(settings.namespaces, settings.projects)
     with ExitStack() as stack:
         try:
-            folder = await asyncio.to_thread(_take, stack, folder)
+            await asyncio.to_thread(_take, stack, folder)
             write_settings(folder, settings)
         except OSError as exc:
             raise ServiceError(
@@ -85,16 +85,14 @@ async def open_standing(folder: Path, settings: Settings) -> AsyncIterator[Stand
                 service.withdraw(folder, NAME)
 
 
-def _take(stack: ExitStack, folder: Path) -> Path:
-    """Own the folder, and be a user of it; its whole path."""
-    folder = folder.resolve()
+def _take(stack: ExitStack, folder: Path) -> None:
+    """Own the folder, and be a user of it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         stack.enter_context(service.own(folder, NAME))
     except ServiceError as exc:
         raise _in_use(folder) from exc
     stack.enter_context(service.kept_in_use(folder, NAME))
-    return folder
 
 
 def _in_use(folder: Path) -> ServiceError:
