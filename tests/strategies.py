@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin
 
@@ -36,7 +36,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return _LEAVES[hint]
     if origin in (typing.Union, types.UnionType):
         return st.one_of([values(arg) for arg in args])
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return st.lists(values(args[0]), max_size=3).map(tuple)
     if origin is Mapping:
         return st.dictionaries(values(args[0]), values(args[1]), max_size=3)

@@ -18,11 +18,6 @@ def key(run: Run, kind: Kind, client: str, number: int) -> str:
             return f"{run.spec.run}/r{run.round}/aggregate/s0/a{number}"
 
 
-def cluster(spec: RunSpec, client: str) -> str:
-    """Where it is carried out: the client's cluster, or the one of the server functions."""
-    return next((place.cluster for place in spec.clients if place.client == client), spec.server_cluster)
-
-
 def timeout_ms(spec: RunSpec, kind: Kind) -> int:
     """How long one attempt may take."""
     match kind:

@@ -31,7 +31,7 @@ def write(state: State, command: PutValue | DeleteValue) -> Applied:
     changes: dict[str, Any] = {}
     if not problem:
         changes = {"kv_version": state.kv_version + 1, "kv_bytes": state.kv_bytes + grows}
-        kv = state.kv if isinstance(state.kv, Buckets) else Buckets(state.kv)
+        kv = Buckets.of(state.kv)
         if isinstance(command, PutValue):
             entry = Entry(value=command.value, version=state.kv_version + 1)
             changes["kv"] = kv.put(command.name, entry)

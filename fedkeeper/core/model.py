@@ -7,9 +7,11 @@ arrive inside commands: the core has no clock of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from fedkeeper.core.persistent import Grown
 
 KV_BYTES_MAX = 64 * 1024 * 1024  # of the users' dictionary, names and values, unless a write says otherwise
 
@@ -156,7 +158,7 @@ class Run:
     samples: Mapping[str, int] = field(default_factory=dict)  # rows dealt to each client
     chosen: tuple[str, ...] = ()
     outbox: Mapping[str, Attempt] = field(default_factory=dict)  # unanswered, by key
-    ended: tuple[Attempt, ...] = ()  # of this round and the one before, for the reports
+    ended: Sequence[Attempt] = field(default_factory=Grown)  # of this round and the last, for the reports
     updates: Mapping[str, Update] = field(default_factory=dict)  # counted in this round, by client
     gave_up: Mapping[str, str] = field(default_factory=dict)  # client -> last reason, this round
     history: tuple[RoundRecord, ...] = ()
@@ -168,6 +170,10 @@ class Run:
     reason: str = ""  # why it failed or was stopped
     urls: Mapping[str, str] = field(default_factory=dict)  # of clients on the invoker route, once deployed
     deployed: str = ""  # what the deployment did, for people: "13 created"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ended, Grown):  # it was read from a file, say
+            object.__setattr__(self, "ended", Grown(self.ended))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,16 @@
-"""Mappings that change by making another: what is shared is never written to, what differs is small.
+"""Collections that change by making another: what is shared is never written to, what differs is small.
 
-A state with 100,000 entries is replaced 20,000 times a second, and every earlier one stays as it was. Both
+A state with 100,000 entries is replaced 20,000 times a second, and every earlier one stays as it was. All
 iterate in an order that depends on nothing but what was done to them, also after they were written down and
-read back as a plain dictionary: replicas must not differ in it.
+read back as a plain dictionary or list: replicas must not differ in it.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 V = TypeVar("V")
 BUCKETS = 256
@@ -54,6 +54,11 @@ class Buckets(Mapping[str, V]):
 
     def __repr__(self) -> str:
         return f"Buckets({dict(self)!r})"
+
+    @classmethod
+    def of(cls, source: Mapping[str, V]) -> Buckets[V]:
+        """`source` itself, if it is one already."""
+        return source if isinstance(source, Buckets) else cls(source)
 
     def put(self, key: str, value: V) -> Buckets[V]:
         """With `value` under `key`, as its bucket's last entry if it is new."""
@@ -131,3 +136,72 @@ class Recent(Mapping[str, V]):
         other: Recent[V] = Recent.__new__(Recent)
         other._chunks = chunks[1:] if len(chunks) > limit // CHUNK else chunks
         return other
+
+
+class Grown(Sequence[V]):
+    """A list that grows at its end: a change copies one chunk."""
+
+    __slots__ = ("_chunks", "_size")
+
+    def __init__(self, source: Iterable[V] = ()) -> None:
+        if isinstance(source, Grown):
+            self._chunks: tuple[tuple[V, ...], ...] = source._chunks
+            self._size: int = source._size
+            return
+        items = tuple(source)
+        self._chunks = tuple(items[first : first + CHUNK] for first in range(0, len(items), CHUNK))
+        self._size = len(items)
+
+    @overload
+    def __getitem__(self, index: int) -> V: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[V]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        at = range(self._size)[index]  # negative ones, and IndexError
+        return self._chunks[at // CHUNK][at % CHUNK]
+
+    def __iter__(self) -> Iterator[V]:
+        return chain.from_iterable(self._chunks)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Grown):
+            return self._chunks == other._chunks
+        return isinstance(other, list | tuple) and len(other) == self._size and all(map(_same, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Grown({list(self)!r})"
+
+    @classmethod
+    def of(cls, source: Sequence[V]) -> Grown[V]:
+        """`source` itself, if it is one already."""
+        return source if isinstance(source, Grown) else cls(source)
+
+    def news(self, before: Sequence[V]) -> Iterator[V]:
+        """What is not in `before`, from which this has grown; perhaps a few (CHUNK at most) that are."""
+        theirs = before._chunks if isinstance(before, Grown) else ()
+        for number, chunk in enumerate(self._chunks):
+            if number >= len(theirs) or chunk is not theirs[number]:
+                yield from chunk
+
+    def add(self, value: V) -> Grown[V]:
+        """With `value` at the end."""
+        chunks = self._chunks
+        if chunks and len(chunks[-1]) < CHUNK:
+            chunks = (*chunks[:-1], (*chunks[-1], value))
+        else:
+            chunks = (*chunks, (value,))
+        other: Grown[V] = Grown.__new__(Grown)
+        other._chunks = chunks
+        other._size = self._size + 1
+        return other
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or one == other

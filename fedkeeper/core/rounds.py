@@ -30,6 +30,7 @@ from fedkeeper.core.model import (
     UpdateStored,
     WeightsInitialised,
 )
+from fedkeeper.core.persistent import Buckets, Grown
 from fedkeeper.core.selection import choose_clients
 from fedkeeper.core.stopping import reached_the_end
 
@@ -47,7 +48,7 @@ def begin(spec: RunSpec, now_ms: int) -> Step:
     deploys = spec.deploy_timeout_ms > 0
     phase = Phase.DEPLOYING if deploys else Phase.INITIALISING
     run = Run(spec=spec, phase=phase, round=0, weights=None, submitted_ms=now_ms)
-    return _attempt(run, Kind.DEPLOY if deploys else Kind.INIT, client="", number=0, now_ms=now_ms)
+    return _attempt(run, Kind.DEPLOY if deploys else Kind.INIT, number=0, now_ms=now_ms)
 
 
 def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
@@ -59,7 +60,7 @@ def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
         sent_ms=attempt.sent_ms or now_ms,
         deadline_ms=(attempt.sent_ms or now_ms) + attempts.timeout_ms(run.spec, attempt.kind),
     )
-    run = replace(run, outbox={**run.outbox, attempt.key: running})
+    run = replace(run, outbox=Buckets.of(run.outbox).put(attempt.key, running))
     if attempt.kind is Kind.TRAIN and attempt.number == 0:
         run = replace(run, invoked_ms=now_ms)
     return run
@@ -77,7 +78,7 @@ def taken_over(run: Run, now_ms: int) -> Run:
         else one
         for key, one in run.outbox.items()
     }
-    return replace(run, outbox=outbox)
+    return replace(run, outbox=Buckets(outbox))
 
 
 def failed(
@@ -98,7 +99,7 @@ def deployed(run: Run, attempt: Attempt, command: FunctionsDeployed, now_ms: int
         return failed(run, attempt, f"no URL of {', '.join(without)}", now_ms)
     run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
     run = replace(run, phase=Phase.INITIALISING, urls=dict(command.urls), deployed=command.summary)
-    return _attempt(run, Kind.INIT, client="", number=0, now_ms=now_ms)
+    return _attempt(run, Kind.INIT, number=0, now_ms=now_ms)
 
 
 def initialised(run: Run, attempt: Attempt, command: WeightsInitialised, now_ms: int) -> Step:
@@ -125,7 +126,8 @@ def updated(run: Run, attempt: Attempt, command: UpdateStored, now_ms: int) -> S
         loss=command.loss,
         accuracy=command.accuracy,
     )
-    run = replace(run, updates={**run.updates, attempt.client: update}, trained_ms=now_ms)
+    updates = Buckets.of(run.updates).put(attempt.client, update)
+    run = replace(run, updates=updates, trained_ms=now_ms)
     return _close_training(run, now_ms)
 
 
@@ -164,7 +166,7 @@ def refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) ->
         run,
         phase=Phase.TRAINING,
         updates={client: update for client, update in run.updates.items() if client not in bad},
-        ended=tuple(_refused_attempt(one, command) for one in run.ended),
+        ended=Grown(_refused_attempt(one, command) for one in run.ended),
     )
     intents: tuple[Intent, ...] = ()
     by_key = {one.key: one for one in run.ended}
@@ -239,16 +241,16 @@ def _begin_round(run: Run, round_no: int, now_ms: int) -> Step:
         chosen=chosen,
         updates={},
         gave_up={},
-        ended=tuple(one for one in run.ended if one.round >= round_no - 1),
+        ended=Grown(one for one in run.ended if one.round >= round_no - 1),
         round_started_ms=now_ms,
         invoked_ms=0,
         trained_ms=0,
     )
-    intents: tuple[Intent, ...] = ()
-    for client in chosen:
-        run, more = _attempt(run, Kind.TRAIN, client=client, number=0, now_ms=now_ms)
-        intents += more
-    return run, intents
+    clusters = {place.client: place.cluster for place in spec.clients}
+    made = [_made(run, Kind.TRAIN, client=client, cluster=clusters[client], number=0) for client in chosen]
+    issued = [_issued(run, attempt, now_ms) for attempt in made]
+    run = replace(run, outbox=Buckets({**run.outbox, **{one.key: one for one in issued}}))
+    return run, tuple(Invoke(run=spec.run, key=one.key) for one in issued)
 
 
 def _close_training(run: Run, now_ms: int) -> Step:
@@ -264,15 +266,15 @@ def _close_training(run: Run, now_ms: int) -> Step:
         return end(run, Phase.FAILED, problem, now_ms)
     number = sum(one.kind is Kind.AGGREGATE and one.round == run.round for one in run.ended)
     run = replace(run, phase=Phase.AGGREGATING, trained_ms=run.trained_ms or now_ms)
-    return _attempt(run, Kind.AGGREGATE, client="", number=number, now_ms=now_ms)
+    return _attempt(run, Kind.AGGREGATE, number=number, now_ms=now_ms)
 
 
 def _cut_training_short(run: Run, now_ms: int) -> Step:
     reason = f"the round's {run.spec.round_timeout_ms / 1000:g} s were over"
-    for attempt in tuple(run.outbox.values()):
-        if attempt.kind is Kind.TRAIN:
-            run = _close(run, attempt, AttemptStatus.ABANDONED, reason, now_ms)
-            run = replace(run, gave_up={**run.gave_up, attempt.client: reason})
+    late = [one for one in run.outbox.values() if one.kind is Kind.TRAIN]
+    for attempt in late:
+        run = _close(run, attempt, AttemptStatus.ABANDONED, reason, now_ms)
+    run = replace(run, gave_up=Buckets({**run.gave_up, **{one.client: reason for one in late}}))
     return _close_training(run, now_ms)
 
 
@@ -280,64 +282,89 @@ def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
     """The next attempt after one that failed, or what follows when there is none left."""
     if attempt.kind is Kind.DEPLOY:  # the platforms were tried often enough by whoever deployed
         return end(run, Phase.FAILED, f"the functions could not be deployed: {reason}", now_ms)
-    failures = 1 + sum(
-        one.kind is attempt.kind
-        and one.client == attempt.client
-        and one.round == attempt.round
-        and one.key != attempt.key
-        and one.status is not AttemptStatus.OK
-        for one in run.ended
-    )
+    failures = attempt.number + 1  # of a client all earlier ones failed, or there would be no further one
+    if attempt.kind is Kind.AGGREGATE:  # an aggregator that refused updates did its work
+        failures = sum(_is_failure(one) for one in run.ended if one.round == run.round)
     if failures < run.spec.attempts_max:
         wait_ms = min(run.spec.retry_backoff_ms * 2 ** (failures - 1), BACKOFF_MS_MAX)
         return _attempt(
             run,
             attempt.kind,
             client=attempt.client,
+            cluster=attempt.cluster,
             number=attempt.number + 1,
             now_ms=now_ms,
             not_before_ms=now_ms + wait_ms,
         )
     if attempt.kind is Kind.TRAIN:
-        return replace(run, gave_up={**run.gave_up, attempt.client: reason}), ()
+        return replace(run, gave_up=Buckets.of(run.gave_up).put(attempt.client, reason)), ()
     what = "fl_server_init" if attempt.kind is Kind.INIT else f"round {run.round}: fl_server_aggregator"
     return end(run, Phase.FAILED, f"{what} failed {failures} time(s), the last time: {reason}", now_ms)
 
 
-def _attempt(run: Run, kind: Kind, *, client: str, number: int, now_ms: int, not_before_ms: int = 0) -> Step:
-    attempt = Attempt(
+def _is_failure(aggregation: Attempt) -> bool:
+    return aggregation.kind is Kind.AGGREGATE and aggregation.status is not AttemptStatus.OK
+
+
+def _attempt(
+    run: Run,
+    kind: Kind,
+    *,
+    number: int,
+    now_ms: int,
+    client: str = "",
+    cluster: str = "",
+    not_before_ms: int = 0,
+) -> Step:
+    """`cluster`: the client's; server tasks have their own."""
+    attempt = _made(
+        run,
+        kind,
+        client=client,
+        cluster=cluster or run.spec.server_cluster,
+        number=number,
+        not_before_ms=not_before_ms,
+    )
+    if not_before_ms > now_ms:
+        return replace(run, outbox=Buckets.of(run.outbox).put(attempt.key, attempt)), ()
+    return _issue(run, attempt, now_ms)
+
+
+def _made(run: Run, kind: Kind, *, client: str, cluster: str, number: int, not_before_ms: int = 0) -> Attempt:
+    return Attempt(
         key=attempts.key(run, kind, client, number),
         kind=kind,
         run=run.spec.run,
         round=run.round,
         client=client,
         number=number,
-        cluster=attempts.cluster(run.spec, client),
+        cluster=cluster,
         status=AttemptStatus.PENDING,
         not_before_ms=not_before_ms,
         issued_ms=0,
         deadline_ms=0,
     )
-    if not_before_ms > now_ms:
-        return replace(run, outbox={**run.outbox, attempt.key: attempt}), ()
-    return _issue(run, attempt, now_ms)
 
 
 def _issue(run: Run, attempt: Attempt, now_ms: int) -> Step:
-    issued = replace(
+    issued = _issued(run, attempt, now_ms)
+    run = replace(run, outbox=Buckets.of(run.outbox).put(attempt.key, issued))
+    return run, (Invoke(run=run.spec.run, key=attempt.key),)
+
+
+def _issued(run: Run, attempt: Attempt, now_ms: int) -> Attempt:
+    return replace(
         attempt,
         status=AttemptStatus.SENDING,
         issued_ms=now_ms,
         deadline_ms=now_ms + attempts.timeout_ms(run.spec, attempt.kind),
     )
-    run = replace(run, outbox={**run.outbox, attempt.key: issued})
-    return run, (Invoke(run=run.spec.run, key=attempt.key),)
 
 
 def _close(run: Run, attempt: Attempt, status: AttemptStatus, reason: str, now_ms: int) -> Run:
     ended = replace(attempt, status=status, reason=reason, ended_ms=now_ms)
-    outbox = {key: one for key, one in run.outbox.items() if key != attempt.key}
-    return replace(run, outbox=outbox, ended=(*run.ended, ended))
+    outbox = Buckets.of(run.outbox).drop(attempt.key)
+    return replace(run, outbox=outbox, ended=Grown.of(run.ended).add(ended))
 
 
 def _refused_attempt(attempt: Attempt, command: UpdatesRefused) -> Attempt:

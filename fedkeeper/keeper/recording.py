@@ -12,6 +12,7 @@ import structlog
 from fedkeeper.clock import Clock
 from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import Applied, Attempt, AttemptStatus, Command, Kind, RoundCommitted, Run, State
+from fedkeeper.core.persistent import Grown
 from fedkeeper.errors import EpochOver, FedKeeperError, ProviderError
 from fedkeeper.keeper.lease import Lease
 from fedkeeper.keeper.ports import Record, Reports
@@ -88,21 +89,23 @@ class Recorder:
         self._runs[name] = run
         if before is None:
             self._known[name] = set()
-            self._spawn(name, self._lawfully(lambda: self._reports.begin(run)))
+            self._spawn(name, self._lawfully, lambda: self._reports.begin(run))
         elif committed:
-            self._spawn(name, self._lawfully(lambda: self._reports.changed(run)))
+            self._spawn(name, self._lawfully, lambda: self._reports.changed(run))
         known = self._known[name]
-        for attempt in run.ended:
+        for attempt in Grown.of(run.ended).news(before.ended if before is not None else ()):
             seen = (attempt.key, attempt.status)  # an update that counted may be refused later
             if seen not in known and attempt.kind is not Kind.DEPLOY:
                 known.add(seen)
-                self._spawn(name, self._record(run, attempt))
+                self._spawn(name, self._record, run, attempt)
+        if committed:  # rounds that are over for good are in `ended` no more
+            known &= {(attempt.key, attempt.status) for attempt in run.ended}
         if run.phase in ENDED and (before is None or before.phase not in ENDED):
-            self._spawn(name, self._end(run, tuple(self._tasks.get(name, ()))))
+            self._spawn(name, self._end, run, tuple(self._tasks.get(name, ())))
 
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, name: str, act: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         tasks = self._tasks.setdefault(name, set())
-        task = asyncio.ensure_future(_until_over(work))
+        task = asyncio.ensure_future(_until_over(act, *args))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -154,9 +157,9 @@ class Recorder:
             task.cancel()
 
 
-async def _until_over(work: Coroutine[Any, Any, None]) -> None:
+async def _until_over(act: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
     with contextlib.suppress(EpochOver):
-        await work
+        await act(*args)
 
 
 def _worth_reporting(state: State) -> list[Run]:

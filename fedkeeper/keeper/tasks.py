@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from fedkeeper.core.model import (
     Attempt,
+    ClientPlace,
     Command,
     InvocationFailed,
     Kind,
     ObjectRef,
     RoundAggregated,
     Run,
+    RunSpec,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -89,7 +91,7 @@ class TaskBook:
             case Kind.TRAIN:
                 task = self.train_task(run, attempt.key, attempt.client)
                 timeout_s = spec.client_timeout_ms / 1000
-                place = next(one for one in spec.clients if one.client == attempt.client)
+                place = places(spec)[attempt.client]
                 if place.route == "direct":
                     return Call(
                         cluster=place.cluster,
@@ -179,6 +181,20 @@ def _book(text: str) -> TaskBook:
         raise TaskError(f"what the functions are to be told cannot be read: {exc}") from exc
 
 
+_places: dict[str, tuple[RunSpec, Mapping[str, ClientPlace]]] = {}
+_PLACES_MAX: Final = 64  # runs
+
+
+def places(spec: RunSpec) -> Mapping[str, ClientPlace]:
+    """Each client's place, by its name. Remembered: a round asks for each of its clients."""
+    known = _places.get(spec.run)
+    if known is None or known[0] is not spec:
+        while len(_places) >= _PLACES_MAX:
+            _places.pop(next(iter(_places)))
+        known = _places[spec.run] = spec, {place.client: place for place in spec.clients}
+    return known[1]
+
+
 def invoked_on(run: Run, attempt: Attempt) -> tuple[str, str]:
     """Cluster and function that an attempt's activation ID belongs to."""
     if attempt.kind is Kind.DEPLOY:
@@ -187,7 +203,7 @@ def invoked_on(run: Run, attempt: Attempt) -> tuple[str, str]:
         return run.spec.server_cluster, INIT_FUNCTION
     if attempt.kind is Kind.AGGREGATE:
         return run.spec.server_cluster, AGGREGATE_FUNCTION
-    place = next(one for one in run.spec.clients if one.client == attempt.client)
+    place = places(run.spec)[attempt.client]
     if place.route == "direct":
         return place.cluster, place.client
     return run.spec.server_cluster, FORWARD_FUNCTION

@@ -13,11 +13,12 @@ import structlog
 
 from fedkeeper.clock import Clock
 from fedkeeper.core.machine import next_due_ms
-from fedkeeper.core.model import Attempt, Kind, Tick
+from fedkeeper.core.model import Attempt, Kind, Run, Tick
 from fedkeeper.errors import ProviderError
 from fedkeeper.keeper.proposing import Proposer, find, outstanding
 from fedkeeper.keeper.tasks import command_for, invoked_on
 from fedkeeper.providers.base import Activation, Provider
+from fedkeeper.runtime.wire import Outcome
 from fedkeeper.weights.base import UpdateStore
 
 log = structlog.get_logger(__name__)
@@ -86,17 +87,22 @@ class Watch:
         if not waiting:
             return 0
         outcomes = await self._store.outcomes(waiting.keys())
-        for key, outcome in outcomes.items():
-            run, attempt = waiting[key]
-            if not attempt.activation_id and outcome.activation_id:
-                await self._proposer.sent(key, outcome.activation_id)
-            applied = await self._proposer.propose(
-                command_for(run, attempt, outcome, epoch=self._proposer.epoch, at_ms=self._proposer.now_ms())
-            )
-            if applied.rejected and find(self._proposer.state, key) is not None:
-                # It would come up, and be rejected, at every look: it is a failed attempt.
-                await self._proposer.failed(key, applied.rejected)
+        async with asyncio.TaskGroup() as group:  # together, so that they share a message and an fsync
+            for key, outcome in outcomes.items():
+                group.create_task(self._tell(*waiting[key], outcome))
         return len(outcomes)
+
+    async def _tell(self, run: Run, attempt: Attempt, outcome: Outcome) -> None:
+        """What became of an attempt, as the store has it."""
+        key = attempt.key
+        if not attempt.activation_id and outcome.activation_id:
+            await self._proposer.sent(key, outcome.activation_id)
+        applied = await self._proposer.propose(
+            command_for(run, attempt, outcome, epoch=self._proposer.epoch, at_ms=self._proposer.now_ms())
+        )
+        if applied.rejected and find(self._proposer.state, key) is not None:
+            # It would come up, and be rejected, at every look: it is a failed attempt.
+            await self._proposer.failed(key, applied.rejected)
 
     async def _follow(self) -> int:
         """Ask the platforms what has ended: an activation that left no outcome in the store has failed."""

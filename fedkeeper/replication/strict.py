@@ -7,7 +7,7 @@ fields, and numbers beyond what a command may hold. Then into the model itself. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import reduce
 from operator import or_
@@ -70,6 +70,8 @@ def _mirrored(hint: Any, int_max: int | None) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return reduce(or_, (_mirrored(arg, int_max) for arg in args))
+    if origin is Sequence:
+        return list[_mirrored(args[0], int_max)]  # type: ignore[misc]
     if origin is tuple:
         return tuple[_mirrored(args[0], int_max), ...]  # type: ignore[misc]
     if origin is Mapping:

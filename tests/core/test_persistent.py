@@ -1,4 +1,4 @@
-"""Mappings that change by making another."""
+"""Collections that change by making another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkeeper.core.persistent import CHUNK, Buckets, Recent
+from fedkeeper.core.persistent import CHUNK, Buckets, Grown, Recent
 from tests.strategies import texts
 
 _edits = st.lists(st.tuples(texts, st.one_of(st.none(), st.integers())), max_size=40)
@@ -71,3 +71,31 @@ def test_recent_comes_back_from_a_dictionary_with_the_same_chunks():
         recent = recent.add(str(number), number, limit=4 * CHUNK)
         restored = restored.add(str(number), number, limit=4 * CHUNK)
         assert list(restored) == list(recent)
+
+
+@given(start=st.lists(st.integers(), max_size=3 * CHUNK), more=st.lists(st.integers(), max_size=2 * CHUNK))
+def test_a_grown_list_holds_what_a_list_would(start, more):
+    """However it was made; and every earlier one stays as it was."""
+    earlier = grown = Grown(start)
+    for value in more:
+        grown = grown.add(value)
+    both = start + more
+    assert (grown, len(grown), list(grown)) == (both, len(both), both)
+    assert earlier == start
+    assert Grown(both) == grown
+    assert [grown[at] for at in range(-len(both), len(both))] == both + both
+    assert grown[1:-1] == tuple(both[1:-1])
+    assert grown != [*both, 0]
+    assert grown != "neither"
+
+
+@given(start=st.lists(st.integers(), max_size=3 * CHUNK), more=st.lists(st.integers(), max_size=2 * CHUNK))
+def test_the_news_of_a_grown_list_are_its_end(start, more):
+    """All that came since, and no more than one chunk of what was there."""
+    before = grown = Grown(start)
+    for value in more:
+        grown = grown.add(value)
+    news = list(grown.news(before))
+    assert len(more) <= len(news) < len(more) + CHUNK
+    assert news == (start + more)[len(start) + len(more) - len(news) :]
+    assert list(grown.news([])) == start + more

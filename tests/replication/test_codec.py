@@ -306,7 +306,7 @@ def _model() -> dict[str, Any]:
 
     for kind in (*COMMANDS.values(), State):
         visit(kind)
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(found, default=codec.plain_collection))
 
 
 def _written_since(name: str) -> int:
