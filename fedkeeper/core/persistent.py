@@ -205,3 +205,12 @@ class Grown(Sequence[V]):
 
 def _same(one: object, other: object) -> bool:
     return one is other or one == other
+
+
+def thawed(value: object) -> object:
+    """A mapping as a dictionary, a Grown as a list: what encoders take. TypeError for anything else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Grown):
+        return list(value)
+    raise TypeError(f"a {type(value).__name__} has no place in JSON")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from fedkeeper.core.model import Command, State
-from fedkeeper.core.persistent import Grown
+from fedkeeper.core.persistent import thawed
 from fedkeeper.errors import JournalDamaged, JournalError
 from fedkeeper.replication.strict import FAULTS, INT_MAX, Reader, read_command, read_state
 from fedkeeper.replication.versions import COMMANDS, FORMS, VERSION
@@ -101,15 +101,7 @@ def decode_state(line: bytes, *, place: str = "") -> State:
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
-def plain_collection(value: object) -> object:
-    if isinstance(value, Mapping):  # not a dict: a read-only view, or one of core.persistent
-        return dict(value)
-    if isinstance(value, Grown):
-        return list(value)
-    raise TypeError(f"a {type(value).__name__} has no place in a command or state")
-
-
-_encoder = msgspec.json.Encoder(enc_hook=plain_collection)
+_encoder = msgspec.json.Encoder(enc_hook=thawed)
 
 
 def _encode(value: Any, kind: type[Any], read: Reader, *, int_max: int | None = None) -> tuple[bytes, int]:
@@ -142,7 +134,7 @@ def _encode_slowly(value: Any, kind: type[Any], plain: dict[str, Any], *, int_ma
 
 
 def _plain(value: object) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_collection)
+    plain: dict[str, Any] = msgspec.to_builtins(value, enc_hook=thawed)
     return plain
 
 

@@ -26,6 +26,7 @@ from fedkeeper.core.model import (
     Tick,
     UpdatesRefused,
 )
+from fedkeeper.core.persistent import thawed
 from fedkeeper.errors import JournalDamaged, JournalError
 from fedkeeper.replication import codec
 from fedkeeper.replication.strict import FAULTS, INT_MAX, read_command
@@ -306,7 +307,7 @@ def _model() -> dict[str, Any]:
 
     for kind in (*COMMANDS.values(), State):
         visit(kind)
-    return json.loads(json.dumps(found, default=codec.plain_collection))
+    return json.loads(json.dumps(found, default=thawed))
 
 
 def _written_since(name: str) -> int:

@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
+from fedkeeper.core.persistent import thawed
 from fedkeeper.errors import (
     ApiError,
     ConfigError,
@@ -68,7 +69,7 @@ class Redirect(Exception):
 
 def encode(value: Any) -> bytes:
     """JSON of plain types, our structs and the core's dataclasses. Takes read-only mappings as well."""
-    return msgspec.json.encode(value, enc_hook=_plain)
+    return msgspec.json.encode(value, enc_hook=thawed)
 
 
 def encode_any(value: Any) -> bytes:
@@ -76,7 +77,7 @@ def encode_any(value: Any) -> bytes:
     try:
         return encode(value)
     except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(value, enc_hook=_plain), separators=(",", ":")).encode("ascii")
+        return json.dumps(msgspec.to_builtins(value, enc_hook=thawed), separators=(",", ":")).encode("ascii")
 
 
 def reply(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -137,9 +138,3 @@ def _retry_s(error: FedKeeperError, status: int) -> float | None:
     if isinstance(error, KeeperBusy):
         return error.retry_after_s
     return RETRY_S if status == 503 else None
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"a {type(value).__name__} has no place in JSON")
