@@ -11,6 +11,7 @@ import click
 
 from fedkeeper.cli import actions, running
 from fedkeeper.cli.actions import Opened
+from fedkeeper.cli.doctor_command import doctor_command
 from fedkeeper.cli.fabric_command import fabric_command
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts
@@ -151,7 +152,7 @@ def fedkeeper() -> None:
     """Federated learning where every client is a function."""
 
 
-for command in (*COMMANDS, fabric_command):
+for command in (*COMMANDS, fabric_command, doctor_command):
     fedkeeper.add_command(command)
 
 

@@ -1,0 +1,1 @@
+"""What this machine offers, and what of it an experiment lacks: `fedkeeper doctor`."""
