@@ -1,4 +1,4 @@
-"""Running OpenWhisk activations: accepted, run to their end whoever still listens, and recorded."""
+"""Running activations: accepted, run to their end whoever still listens, and recorded."""
 
 from __future__ import annotations
 
@@ -6,40 +6,44 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
-from fedkeeper.fabric.bodies import MEGABYTE, dump_json
-from fedkeeper.fabric.model import Limits, PoolFull, Ran, Revision, Workers
+from fedkeeper.fabric.model import PoolFull, Ran, Revision, Workers
+from fedkeeper.fabric.records import (
+    INTERNAL_ERROR,
+    TRIGGER,
+    Records,
+    checked,
+    event_records,
+    limits_body,
+    records,
+)
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Store
 
 log = structlog.get_logger(__name__)
 
-RESULT_MAX_BYTES: Final = MEGABYTE
-SUCCESS: Final = "success"
-APPLICATION_ERROR: Final = "application error"
-DEVELOPER_ERROR: Final = "action developer error"
-INTERNAL_ERROR: Final = "whisk internal error"
-STATUS_CODES: Final = {SUCCESS: 0, APPLICATION_ERROR: 1, DEVELOPER_ERROR: 2, INTERNAL_ERROR: 3}
-_INVALID: Final = "The action did not return a dictionary or array."
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One invocation, accepted."""
+    """One invocation of an action that a worker runs, accepted."""
 
-    namespace: str
-    action: str
+    namespace: str  # whose activation it is: that of the caller
+    path: str  # where the action is: "ns/name" or "ns/package/name"
+    listed_as: str  # "name" or "package/name": what lists of activations are filtered by
     version: str
     kind: str
     revision: Revision
-    arguments: Mapping[str, Any]
+    arguments: Any  # an object; a list only if the component before it in a sequence returned one
     transaction_id: str
     api_key: str = ""  # given to the action only if it asks for it
+    binding: str = ""  # "ns/package", if it was reached through one
+    cause: str = ""  # activation of the sequence that it is a component of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,45 +79,64 @@ class Activations:
         self._revisions = revisions
         self._in_flight = in_flight
         self._running: set[asyncio.Task[dict[str, Any]]] = set()
+        self._by_namespace: Counter[str] = Counter()
 
     @property
     def running(self) -> int:
         """How many have not ended."""
         return len(self._running)
 
+    def of_namespace(self, namespace: str) -> int:
+        """How many of a namespace's are in workers or waiting for one."""
+        return self._by_namespace[namespace]
+
     async def start(self, call: Call) -> Activation:
-        """Accept `call`; it is on disk when this returns. Raises PoolFull, with nothing begun."""
-        activation_id = uuid.uuid4().hex
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        held = contextlib.ExitStack()  # taken here, not in the task: nothing may come in between
-        held.enter_context(self._in_flight)
-        held.enter_context(self._revisions.use(call.revision.id))
-        task = asyncio.create_task(self._perform(activation_id, call, started), name=activation_id)
-        self._running.add(task)
-        held.callback(self._running.discard, task)
-        held.callback(_report, task)
-        task.add_done_callback(lambda _: held.close())
-        both: set[asyncio.Future[Any]] = {task, started}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            task.result()  # raises what kept it from being accepted
-        return Activation(id=activation_id, ended=task)
+        """Accept `call`; it is on disk when this returns. Raises PoolFull, with nothing begun.
+
+        A sequence has its place among what is in flight, so its components need none of their own.
+        """
+        told = _told(call, now_ms())
+
+        async def work(activation_id: str) -> Records:
+            return records(activation_id, told, checked(await self._run(activation_id, call, told["start"])))
+
+        with contextlib.ExitStack() as holds:  # taken here, not in the task: nothing may come in between
+            if not call.cause:
+                holds.enter_context(self._in_flight)
+            holds.enter_context(self._revisions.use(call.revision.id))
+            self._by_namespace[call.namespace] += 1
+            holds.callback(self._leave, call.namespace)
+            return await self._accept(told, call.listed_as, work, holds.pop_all())
+
+    async def start_here(
+        self, told: Mapping[str, Any], listed_as: str, work: Callable[[str], Awaitable[Records]]
+    ) -> Activation:
+        """Accept an activation that the platform carries out by itself: `work`, given its ID. PoolFull."""
+        with contextlib.ExitStack() as holds:
+            if not told.get("cause"):
+                holds.enter_context(self._in_flight)
+            return await self._accept(told, listed_as, work, holds.pop_all())
+
+    async def start_event(
+        self, told: Mapping[str, Any], work: Callable[[str], Awaitable[list[str]]]
+    ) -> Activation:
+        """Accept a trigger's activation: `work` fires its rules and returns the lines that tell of them."""
+
+        async def record(activation_id: str) -> Records:
+            return event_records(activation_id, told, await work(activation_id))
+
+        return await self._accept(told, told["name"], record, contextlib.ExitStack())
 
     async def recover(self) -> None:
         """Give a record to the activations that were running when a fabric before us died."""
-        now = _now_ms()
+        now = now_ms()
         for activation_id, told in await self._store.interrupted():
-            reason = "The fabric was stopped while the action was running."
-            ran = Ran(
-                status=INTERNAL_ERROR,
-                result={"error": reason},
-                logs=(),
-                start_ms=told["start"],
-                end_ms=max(now, told["start"]),
-                wait_ms=0,
-                init_ms=None,
-            )
-            await self._write(activation_id, {**told, "start": ran.start_ms}, ran)
+            if told.get("kind") == TRIGGER:
+                both = event_records(activation_id, told, [])
+            else:
+                reason = "The fabric was stopped while the action was running."
+                both = records(activation_id, told, internal_error(reason, told["start"], now))
+            await self._store.end(activation_id, told["start"], *both)
 
     async def close(self) -> None:
         """Give up what still runs: each is recorded as an internal error."""
@@ -121,13 +144,42 @@ class Activations:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _perform(self, activation_id: str, call: Call, started: asyncio.Future[None]) -> dict[str, Any]:
-        accepted_ms = _now_ms()
-        told = _told(call, accepted_ms)
-        await self._store.begin(activation_id, call.namespace, call.action, accepted_ms, told)
+    async def _accept(
+        self,
+        told: Mapping[str, Any],
+        listed_as: str,
+        work: Callable[[str], Awaitable[Records]],
+        holds: contextlib.ExitStack,
+    ) -> Activation:
+        """Write down what was `told`, then have `work` go on by itself; `holds` is let go at its end."""
+        activation_id = uuid.uuid4().hex
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(
+            self._perform(activation_id, told, listed_as, work, started), name=activation_id
+        )
+        self._running.add(task)
+        holds.callback(self._running.discard, task)
+        holds.callback(_report, task)
+        task.add_done_callback(lambda _: holds.close())
+        both: set[asyncio.Future[Any]] = {task, started}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            task.result()  # raises what kept it from being accepted
+        return Activation(id=activation_id, ended=task)
+
+    async def _perform(
+        self,
+        activation_id: str,
+        told: Mapping[str, Any],
+        listed_as: str,
+        work: Callable[[str], Awaitable[Records]],
+        started: asyncio.Future[None],
+    ) -> dict[str, Any]:
+        await self._store.begin(activation_id, told["namespace"], listed_as, told["start"], told)
         started.set_result(None)
-        ran = await self._run(activation_id, call, accepted_ms)
-        return await self._write(activation_id, told, checked(ran))
+        summary, record = await work(activation_id)
+        await self._store.end(activation_id, record["start"], summary, record)
+        return record
 
     async def _run(self, activation_id: str, call: Call, accepted_ms: int) -> Ran:
         context = {
@@ -148,76 +200,25 @@ class Activations:
         except Exception as exc:  # noqa: BLE001 - a fault of the pool must end as a record, not as a lost id
             log.error("activation failed inside the fabric", activation=activation_id, error=repr(exc))
             reason = "The fabric could not run the action."
-        return Ran(
-            status=INTERNAL_ERROR, result={"error": reason}, logs=(), start_ms=accepted_ms,
-            end_ms=_now_ms(), wait_ms=0, init_ms=None,
-        )  # fmt: skip
+        return internal_error(reason, accepted_ms, now_ms())
 
-    async def _write(self, activation_id: str, told: Mapping[str, Any], ran: Ran) -> dict[str, Any]:
-        summary, record = records(activation_id, told, ran)
-        await self._store.end(activation_id, ran.start_ms, summary, record)
-        return record
+    def _leave(self, namespace: str) -> None:
+        self._by_namespace[namespace] -= 1
+        if not self._by_namespace[namespace]:
+            del self._by_namespace[namespace]
 
 
-def checked(ran: Ran) -> Ran:
-    """`ran`, if the platform would take its result; else the error that it answers instead."""
-    if ran.status != SUCCESS and not (ran.status == APPLICATION_ERROR and _is_error(ran.result)):
-        error = ran.result.get("error") if isinstance(ran.result, dict) else None
-        return _with(ran, ran.status, error or "The action failed.")
-    try:
-        nbytes = len(dump_json(ran.result))
-    except (ValueError, TypeError, RecursionError):
-        return _with(ran, DEVELOPER_ERROR, _INVALID)
-    if nbytes > RESULT_MAX_BYTES:
-        problem = "The action produced a response that exceeded the allowed length"
-        return _with(ran, APPLICATION_ERROR, f"{problem}: {nbytes} > {RESULT_MAX_BYTES} bytes.")
-    if _is_error(ran.result):
-        return _with(ran, APPLICATION_ERROR, ran.result["error"])
-    if not isinstance(ran.result, (dict, list)):
-        return _with(ran, DEVELOPER_ERROR, _INVALID)
-    return ran
+def internal_error(reason: str, start_ms: int, end_ms: int) -> Ran:
+    """How an activation went that the platform itself let down."""
+    return Ran(
+        status=INTERNAL_ERROR, result={"error": reason}, logs=(), start_ms=start_ms,
+        end_ms=max(start_ms, end_ms), wait_ms=0, init_ms=None,
+    )  # fmt: skip
 
 
-def records(activation_id: str, told: Mapping[str, Any], ran: Ran) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The summary and the full record of an activation, as the API gives them."""
-    annotations = [
-        {"key": "path", "value": f"{told['namespace']}/{told['name']}"},
-        {"key": "waitTime", "value": ran.wait_ms},
-        {"key": "kind", "value": told["kind"]},
-        {"key": "timeout", "value": ran.timed_out},
-        {"key": "limits", "value": told["limits"]},
-    ]
-    if ran.init_ms is not None:
-        annotations.append({"key": "initTime", "value": ran.init_ms})
-    shared = {
-        "namespace": told["namespace"],
-        "name": told["name"],
-        "version": told["version"],
-        "activationId": activation_id,
-        "start": ran.start_ms,
-        "end": ran.end_ms,
-        "duration": ran.end_ms - ran.start_ms,
-        "publish": False,
-        "annotations": annotations,
-    }
-    response = {
-        "result": ran.result,
-        "success": ran.status == SUCCESS,
-        "status": ran.status,
-        "size": len(dump_json(ran.result)),
-    }
-    full = {**shared, "subject": told["namespace"], "logs": list(ran.logs), "response": response}
-    return {**shared, "statusCode": STATUS_CODES.get(ran.status, 3)}, full
-
-
-def limits_body(limits: Limits) -> dict[str, int]:
-    """Limits under the API's names."""
-    return {
-        "timeout": limits.timeout_ms,
-        "memory": limits.memory_mb,
-        "logs": limits.logs_mb,
-        "concurrency": limits.concurrency,
-    }
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 def _report(task: asyncio.Task[dict[str, Any]]) -> None:
@@ -229,25 +230,12 @@ def _report(task: asyncio.Task[dict[str, Any]]) -> None:
 def _told(call: Call, start_ms: int) -> dict[str, Any]:
     return {
         "namespace": call.namespace,
-        "name": call.action,
+        "name": call.path.rpartition("/")[2],
+        "path": call.path,
         "version": call.version,
         "kind": call.kind,
         "start": start_ms,
         "limits": limits_body(call.revision.limits),
+        "binding": call.binding,
+        "cause": call.cause,
     }
-
-
-def _is_error(result: object) -> bool:
-    return isinstance(result, dict) and "error" in result
-
-
-def _with(ran: Ran, status: str, error: object) -> Ran:
-    try:
-        small = len(dump_json(error)) <= RESULT_MAX_BYTES
-    except (ValueError, TypeError, RecursionError):
-        small = False
-    return replace(ran, status=status, result={"error": error if small else "The error cannot be shown."})
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

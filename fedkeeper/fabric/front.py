@@ -22,13 +22,13 @@ from fedkeeper.fabric.bodies import BodyMalformed, BodyTooLarge, json_response, 
 from fedkeeper.fabric.credentials import Credentials
 from fedkeeper.fabric.google_api import CloudFunctions, answer_google
 from fedkeeper.fabric.model import Workers
-from fedkeeper.fabric.openwhisk_api import TRANSACTION, Keys, OpenWhisk, answer_openwhisk
+from fedkeeper.fabric.openwhisk_api import OpenWhisk, answer_openwhisk
 from fedkeeper.fabric.openwhisk_entities import Bounds
+from fedkeeper.fabric.openwhisk_platform import TRANSACTION, Keys
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Retention, Store
 from fedkeeper.fabric.tokens import Authority, bearer
 from fedkeeper.fabric.triggers import Triggers
-from fedkeeper.fabric.web_actions import WebActions
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,6 +44,7 @@ class FrontSettings:
     in_flight_max: int = 256
     retention: Retention = field(default_factory=Retention)
     bounds: Bounds = field(default_factory=Bounds)
+    images: Mapping[str, str] = field(default_factory=dict)  # OpenWhisk image -> kind that stands in for it
 
 
 class Front:
@@ -95,7 +96,9 @@ async def open_front(
         activations = Activations(store, workers, revisions, in_flight)
         stack.push_async_callback(activations.close)
         keys = Keys(credentials.openwhisk)
-        openwhisk = OpenWhisk(store, revisions, activations, keys, settings.bounds, settings.in_flight_max)
+        openwhisk = OpenWhisk(
+            store, revisions, activations, keys, settings.bounds, settings.in_flight_max, settings.images
+        )
         authority = Authority(issuer=url, private_key=credentials.signing_key, accounts=credentials.accounts)
         functions = CloudFunctions(store, revisions, workers, authority, url)
         stack.push_async_callback(functions.close)
@@ -110,7 +113,7 @@ async def open_front(
         await revisions.keep_only({document.revision for document in kept})
         front = Front(url, keys, functions, activations, triggers)
         app = web.Application(middlewares=[_dialects])
-        app.add_routes(openwhisk.routes() + WebActions(openwhisk).routes())
+        app.add_routes(openwhisk.routes())
         app.add_routes(functions.routes() + triggers.routes())
         app.add_routes(_own_routes(front, workers, credentials.admin, reload))
         # No access log: paths of uploads are permissions. A client that goes away cancels no handler.
@@ -153,7 +156,7 @@ def listen(port: int, *, fallback: bool, key: str = "fabric_port") -> socket.soc
 async def _dialects(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors in the words of whichever API the path belongs to; nothing a caller sends ends the server."""
     try:
-        if request.path == "/api/v1" or request.path.startswith("/api/v1/"):
+        if request.path in {"/", "/api/v1"} or request.path.startswith("/api/v1/"):
             return await answer_openwhisk(request, handler)
         if request.path.startswith(("/v2/", "/upload/")):
             return await answer_google(request, handler)

@@ -29,6 +29,7 @@ class Revision:
     entry: str  # OpenWhisk: exec.main; Google: the function target
     limits: Limits
     environment: Mapping[str, str] = field(default_factory=dict)  # init parameters / service environment
+    kind: str = ""  # OpenWhisk: what runs it, as "python:3.11" or "nodejs:20"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +74,11 @@ class Workers(Protocol):
     """The pool, as the APIs see it."""
 
     async def run(
-        self, revision: Revision, activation_id: str, arguments: Mapping[str, Any], context: Mapping[str, str]
+        self, revision: Revision, activation_id: str, arguments: Any, context: Mapping[str, str]
     ) -> Ran:
         """Run one OpenWhisk activation to its end (bounded by its time limit). PoolFull.
 
+        `arguments`: an object, or a list if a component of a sequence returned one.
         `context`: namespace, action_name, action_version, transaction_id, deadline (all strings).
         Cancelling the caller does not end the activation: callers shield it.
         """

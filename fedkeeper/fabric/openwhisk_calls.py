@@ -15,9 +15,7 @@ from fedkeeper.fabric.verdict import DEVELOPER_ERROR
 from fedkeeper.fabric.worker import Worker, WorkerDied
 
 
-async def run(
-    leases: Leases, revision: Revision, arguments: Mapping[str, Any], context: Mapping[str, str]
-) -> Ran:
+async def run(leases: Leases, revision: Revision, arguments: Any, context: Mapping[str, str]) -> Ran:
     """Run it to its end. `context` becomes __OW_* in the action's environment. Raises PoolFull."""
     accepted_ms = now_ms()
     try:
@@ -67,7 +65,7 @@ async def _initialise(worker: Worker, context: Mapping[str, str], log: Activatio
 
 
 async def _send(
-    worker: Worker, kind: str, context: Mapping[str, str], request: Mapping[str, Any], log: ActivationLog
+    worker: Worker, kind: str, context: Mapping[str, str], request: Any, log: ActivationLog
 ) -> tuple[dict[str, Any], bytes]:
     """One /init or /run. The deadline starts now, whatever time was spent in the queue."""
     timeout_ms = worker.revision.limits.timeout_ms

@@ -1,28 +1,28 @@
-"""OpenWhisk's rules for names, actions, limits and parameters, and its words for breaking them. Pure.
+"""OpenWhisk's rules for names, IDs and query parameters, and its words for breaking them. Pure.
 
-Source: apache/openwhisk, common/scala/.../core/entity (EntityPath, Exec, WhiskAction, limits) and
-core/controller/.../Actions.scala.
+Source: apache/openwhisk, common/scala/.../core/entity (EntityPath, FullyQualifiedEntityName, limits),
+.../http/ErrorResponse.scala (Messages) and core/controller/.../RestAPIs.scala; pekko-http for the words
+around them.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fedkeeper.fabric.activations import limits_body
-from fedkeeper.fabric.archives import is_binary
-from fedkeeper.fabric.bodies import MEGABYTE, dump_json
-from fedkeeper.fabric.model import Limits
+from fedkeeper.fabric.bodies import MEGABYTE
 
-CODE_MAX_BYTES: Final = 48 * MEGABYTE  # of the string that is sent: 36 MB of zip
-PARAMETERS_MAX_BYTES: Final = MEGABYTE
+PAYLOAD_MAX_BYTES: Final = MEGABYTE
+WAIT_MAX_MS: Final = 60_000
+NOT_FOUND: Final = "The requested resource does not exist."
+CONFORMANCE: Final = "Resource by this name exists but is not in this collection."
+NOT_ALLOWED: Final = "Request defines parameters that are not allowed (e.g., reserved properties)."
+ACTIVATION_HEADER: Final = "x-openwhisk-activation-id"
+NAME_MAX: Final = 256
 _NAME: Final = re.compile(r"\A([\w]|[\w][\w@ .&-]{0,254}[\w@.&-])\Z", re.ASCII)
 _ACTIVATION_ID: Final = re.compile(r"[0-9a-f]{32}\Z")
-_DEFAULT_KIND: Final = f"python:3.{sys.version_info.minor}"
-_KINDS: Final = ("python:default", "python:3", *(f"python:3.{minor}" for minor in range(9, 15)))
 _TRUE: Final = frozenset({"true", "yes", "on", "1"})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
@@ -36,22 +36,95 @@ class Refused(Exception):
         self.words = words
 
 
+def malformed(problem: str) -> Refused:
+    """400 for content that cannot be read as what it should be."""
+    return Refused(400, f"The request content was malformed:\n{problem}")
+
+
+def forbidden(resource: str) -> Refused:
+    """403 for `resource`, which is "namespace[/package][/name]"."""
+    return Refused(403, f"The supplied authentication is not authorized to access '{resource:.600}'.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What an action may ask for, smallest and largest."""
+    """What an action may ask for, smallest and largest; what a namespace may ask for in a minute."""
 
     timeout_ms: tuple[int, int] = (100, 3_600_000)
     memory_mb: tuple[int, int] = (128, 2048)
     logs_mb: tuple[int, int] = (0, 10)
     concurrency: tuple[int, int] = (1, 1)
+    invocations_per_minute: int = 1_000_000
+    fires_per_minute: int = 1_000_000
+    concurrent_invocations: int = 1_000_000  # of one namespace, running or waiting for a worker
+    sequence_length: int = 50  # atomic actions, those of inner sequences counted in
+
+
+@dataclass(frozen=True, slots=True)
+class FullName:
+    """Where an entity is: "namespace/name", or "namespace/package/name" of an action in a package."""
+
+    namespace: str
+    package: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """All that precedes the name."""
+        return f"{self.namespace}/{self.package}" if self.package else self.namespace
+
+    @property
+    def local(self) -> str:
+        """The name within the namespace."""
+        return f"{self.package}/{self.name}" if self.package else self.name
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}"
+
+    def body(self) -> dict[str, str]:
+        """As rules and triggers show it."""
+        return {"name": self.name, "path": self.path}
+
+
+def parse_full_name(sent: object, own: str) -> FullName:
+    """Read "/ns/name", "ns/package/name" or {"path", "name"}; the namespace `_` is `own`. Refused 400."""
+    if isinstance(sent, dict) and isinstance(sent.get("path"), str) and isinstance(sent.get("name"), str):
+        sent = f"{sent['path']}/{sent['name']}"
+    if not isinstance(sent, str):
+        raise malformed("fully qualified name malformed")
+    parts = [part for part in sent.split("/") if part]
+    if not parts or not all(_NAME.match(part) for part in parts):
+        raise malformed(f"requirement failed: path contains invalid parts {parts!r:.200}")
+    if len(parts) < 2:
+        words = "The fully qualified name of the entity must contain at least the namespace and the name"
+        raise malformed(f"requirement failed: {words} of the entity.")
+    if len(parts) > 3:
+        raise malformed("fully qualified name malformed")
+    namespace = own if parts[0] == "_" else parts[0]
+    return FullName(namespace, "/".join(parts[1:-1]), parts[-1])
+
+
+def is_path(text: object) -> bool:
+    """Whether it is one or more names with slashes between them."""
+    parts = [part for part in text.split("/") if part] if isinstance(text, str) else []
+    return bool(parts) and all(_NAME.match(part) for part in parts)
 
 
 def check_name(name: str) -> str:
     """`name`, if an entity may be called that. Refused 400."""
-    if len(name) > 256:
-        raise Refused(400, f"Name segement longer than allowed: {len(name)} > 256.")
+    if len(name) > NAME_MAX:
+        raise Refused(400, f"Name segement longer than allowed: {len(name)} > {NAME_MAX}.")
     if not _NAME.match(name):
         raise Refused(400, "The name of the entity contains illegal characters.")
+    return name
+
+
+def check_namespace(name: str) -> str:
+    """`name`, if a namespace may be called that. Refused 400."""
+    if len(name) > NAME_MAX:
+        raise Refused(400, f"Namespace longer than allowed: {len(name)} > {NAME_MAX}.")
+    if not _NAME.match(name):
+        raise Refused(400, "The namespace contains illegal characters.")
     return name
 
 
@@ -64,6 +137,10 @@ def check_activation_id(text: str) -> str:
     return text
 
 
+def _malformed_query(name: str, problem: str) -> Refused:
+    return Refused(400, f"The query parameter '{name}' was malformed:\n{problem}")
+
+
 def flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
     """A boolean query parameter as pekko reads it: true/yes/on/1 and false/no/off/0 in any case."""
     text = query.get(name)
@@ -71,80 +148,62 @@ def flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
         return default
     if text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
-    raise Refused(
-        400, f"The query parameter '{name}' was malformed:\n'{text:.40}' is not a valid Boolean value"
-    )
+    raise _malformed_query(name, f"'{text:.40}' is not a valid Boolean value")
 
 
-def number(query: Mapping[str, str], name: str) -> int | None:
-    """A whole query parameter, None if absent. Refused 400."""
-    text = query.get(name)
-    if text is None:
-        return None
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        problem = f"'{text:.40}' is not a valid 64-bit signed integer value"
-        raise Refused(400, f"The query parameter '{name}' was malformed:\n{problem}")
-    return int(text)
+def _whole(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
 
 
 def page(query: Mapping[str, str], collection: str) -> tuple[int, int]:
     """(skip, limit) of a list: limit 0..200, where 0 means 200 and 30 is the default. Refused 400."""
-    limit, skip = number(query, "limit"), number(query, "skip") or 0
-    if limit is not None and not 0 <= limit <= 200:
-        raise Refused(400, f"The value '{limit}' is not in the range of 0 to 200 for {collection}.")
+    values = {"limit": 30, "skip": 0}
+    for name in values:
+        text = query.get(name)
+        if text is None:
+            continue
+        value = _whole(text)
+        if value is None or abs(value) >= 1 << 31:
+            raise _malformed_query(name, f"The value '{text:.40}' is not an integer for {collection}.")
+        values[name] = value
+    limit, skip = values["limit"], values["skip"]
+    if not 0 <= limit <= 200:
+        words = f"The value '{limit}' is not in the range of 0 to 200 for {collection}."
+        raise _malformed_query("limit", words)
     if skip < 0:
-        raise Refused(400, f"The value '{skip}' is not greater than or equal to 0 for {collection}.")
-    return skip, 30 if limit is None else limit or 200
+        words = f"The value '{skip}' is not greater than or equal to 0 for {collection}."
+        raise _malformed_query("skip", words)
+    return skip, limit or 200
 
 
-def put_action(
-    namespace: str,
-    name: str,
-    body: Mapping[str, Any],
-    old: Mapping[str, Any] | None,
-    *,
-    bounds: Bounds,
-    now_ms: int,
-) -> dict[str, Any]:
-    """The entity after a PUT of `body`, where `old` is the one that is replaced.
-
-    An update keeps what the body does not mention, replaces parameters, merges annotations by key and
-    limits by field, and counts the patch version on unless the body names one. Refused 400, 413.
-    """
-    sent_exec, version = body.get("exec"), body.get("version")
-    if sent_exec is None and old is None:
-        raise Refused(400, "exec undefined")
-    execution = dict(old["exec"]) if sent_exec is None and old else _execution(sent_exec)
-    sent_parameters = body.get("parameters")
-    parameters = (
-        (old or {}).get("parameters", [])
-        if sent_parameters is None
-        else _pairs(sent_parameters, "parameters")
-    )
-    annotations = {
-        item["key"]: item for item in (old or {}).get("annotations", [_pair("provide-api-key", value=False)])
-    }
-    for key in _strings(body.get("delAnnotations")):
-        annotations.pop(key, None)
-    annotations |= {item["key"]: item for item in _pairs(body.get("annotations") or [], "annotations")}
-    annotations["exec"] = _pair("exec", value=execution["kind"])
-    return {
-        "namespace": namespace,
-        "name": name,
-        "version": _version(version) if version is not None else _next_version(old),
-        "publish": body.get("publish", (old or {}).get("publish", False)) is True,
-        "exec": execution,
-        "parameters": parameters,
-        "limits": _limits(body.get("limits"), (old or {}).get("limits"), bounds),
-        "annotations": list(annotations.values()),
-        "updated": now_ms,
-    }
+def instant(query: Mapping[str, str], name: str) -> int | None:
+    """A query parameter in milliseconds since 1970, None if absent. Refused 400."""
+    text = query.get(name)
+    value = None if text is None else _whole(text)
+    if text is not None and value is None:
+        raise _malformed_query(name, f"Parameter is not a valid value for epoch seconds: {text:.40}")
+    return value
 
 
-def summary(entity: Mapping[str, Any]) -> dict[str, Any]:
-    """An action as lists show it."""
-    shown = ("namespace", "name", "version", "publish", "annotations", "limits", "updated")
-    return {key: entity[key] for key in shown} | {"exec": {"binary": entity["exec"]["binary"]}}
+def name_filter(query: Mapping[str, str]) -> str:
+    """The query parameter `name`: "name" or "package/name", "" if absent or blank. Refused 400."""
+    text = query.get("name", "")
+    parts = [part for part in text.split("/") if part]
+    if not text.strip():
+        return ""
+    if not 1 <= len(parts) <= 2 or not all(_NAME.match(part) for part in parts):
+        words = f"Parameter may be a 'simple' name or 'package-name/simple' name: {text:.300}"
+        raise _malformed_query("name", words)
+    return "/".join(parts)
+
+
+def wait_ms(query: Mapping[str, str]) -> int:
+    """How long a blocking invocation may wait, in ms. Refused 400."""
+    text = query.get("timeout")
+    value = WAIT_MAX_MS if text is None else _whole(text)
+    if value is None or not 1 <= value <= WAIT_MAX_MS:
+        raise _malformed_query("timeout", f"Timeout must be number of milliseconds up to {WAIT_MAX_MS}.")
+    return value
 
 
 def annotation(entity: Mapping[str, Any], key: str) -> Any:
@@ -152,114 +211,9 @@ def annotation(entity: Mapping[str, Any], key: str) -> Any:
     return next((item["value"] for item in entity["annotations"] if item["key"] == key), None)
 
 
-def truthy(value: object) -> bool:
-    """Whether an annotation switches something on."""
-    return value not in (None, False, 0, "", "false")
-
-
-def environment(entity: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables of the action's workers: its `init` parameters, as text."""
-    return {item["key"]: _text(item["value"]) for item in entity["parameters"] if item.get("init")}
-
-
-def arguments(entity: Mapping[str, Any], payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What the action is called with: its parameters under the payload. Refused 400 if they are final."""
-    own = {item["key"]: item["value"] for item in entity["parameters"] if not item.get("init")}
-    if truthy(annotation(entity, "final")) and any(own.get(key) is not None for key in payload):
-        raise Refused(400, "Request defines parameters that are not allowed (e.g., reserved properties).")
-    return own | dict(payload)
-
-
-def limits_of(entity: Mapping[str, Any]) -> Limits:
-    """The action's limits as workers know them."""
-    limits = entity["limits"]
-    return Limits(
-        timeout_ms=limits["timeout"],
-        memory_mb=limits["memory"],
-        logs_mb=limits["logs"],
-        concurrency=limits["concurrency"],
-    )
-
-
-def _execution(sent: object) -> dict[str, Any]:
-    if not isinstance(sent, dict) or not isinstance(sent.get("kind"), str):
-        raise Refused(400, "The request content was malformed:\n'kind' must be a string defined in 'exec'")
-    kind, code, main = sent["kind"], sent.get("code"), sent.get("main")
-    if kind not in _KINDS:
-        valid = ", ".join(f"'{known}'" for known in _KINDS)
-        words = f"The specified runtime '{kind:.100}' is not supported by this platform."
-        raise Refused(400, f"{words} Valid values are: {valid}.")
-    if not isinstance(code, str) or not code:
-        problem = f"'code' must be a string or attachment object defined in 'exec' for '{kind}' actions"
-        raise Refused(400, f"The request content was malformed:\n{problem}")
-    if main is not None and not isinstance(main, str):
-        raise Refused(
-            400,
-            f"The request content was malformed:\nif defined, 'main' be a string in 'exec' for '{kind}'",
-        )
-    if len(code) > CODE_MAX_BYTES:
-        raise Refused(413, f"exec larger than allowed: {len(code)} > {CODE_MAX_BYTES} bytes.")
-    stored = _DEFAULT_KIND if kind == "python:default" else kind
-    return {"kind": stored, "code": code, "binary": is_binary(code)} | ({"main": main} if main else {})
-
-
-def _pairs(sent: object, field: str) -> list[dict[str, Any]]:
-    pairs: dict[str, dict[str, Any]] = {}
-    if not isinstance(sent, list):
-        raise Refused(400, f"The request content was malformed:\n{field} malformed!")
-    for item in sent:
-        if not isinstance(item, dict) or not isinstance(item.get("key"), str) or not item["key"]:
-            raise Refused(400, f"The request content was malformed:\n{field} malformed!")
-        pairs[item["key"]] = _pair(item["key"], value=item.get("value")) | (
-            {"init": True} if item.get("init") is True else {}
-        )
-    nbytes = len(dump_json(list(pairs.values())))
-    if nbytes > PARAMETERS_MAX_BYTES:
-        raise Refused(413, f"{field} larger than allowed: {nbytes} > {PARAMETERS_MAX_BYTES} bytes.")
-    return list(pairs.values())
-
-
-def _limits(sent: object, old: Mapping[str, int] | None, bounds: Bounds) -> dict[str, int]:
-    if sent is not None and not isinstance(sent, dict):
-        raise Refused(400, "The request content was malformed:\nlimits malformed!")
-    limits = dict(old or limits_body(Limits()))
-    limits |= {key: value for key, value in (sent or {}).items() if key in limits and value is not None}
-    for key, what, unit, (lowest, highest) in (
-        ("timeout", "duration", " milliseconds", bounds.timeout_ms),
-        ("memory", "memory size", " MB", bounds.memory_mb),
-        ("logs", "log size", " MB", bounds.logs_mb),
-        ("concurrency", "concurrency", "", bounds.concurrency),
-    ):
-        value = limits[key]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise Refused(400, f"The request content was malformed:\nlimits: '{key}' must be a whole number")
-        if value > highest:
-            raise Refused(400, f"{what} {value}{unit} exceeds allowed threshold of {highest}{unit}")
-        if value < lowest:
-            raise Refused(400, f"{what} {value}{unit} below allowed threshold of {lowest}{unit}")
-    return limits
-
-
-def _version(sent: object) -> str:
-    if not isinstance(sent, str) or not re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}", sent):
-        raise Refused(400, "The request content was malformed:\nbad semantic version")
-    return sent
-
-
-def _next_version(old: Mapping[str, Any] | None) -> str:
-    if old is None:
-        return "0.0.1"
-    major, minor, patch = old["version"].split(".")
-    return f"{major}.{minor}.{int(patch) + 1}"
-
-
-def _strings(sent: object) -> list[str]:
-    return [item for item in sent if isinstance(item, str)] if isinstance(sent, list) else []
-
-
-def _pair(key: str, *, value: Any) -> dict[str, Any]:
-    return {"key": key, "value": value}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else dump_json(value).decode()
+def truthy(entity: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
+    """Whether an annotation switches something on, as Parameters.isTruthy has it."""
+    if all(item["key"] != key for item in entity["annotations"]):
+        return default
+    value = annotation(entity, key)
+    return bool(value) if value is None or isinstance(value, (bool, int, float, str)) else True

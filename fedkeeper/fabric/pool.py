@@ -67,7 +67,7 @@ class Pool:
             await pool.close()
 
     async def run(
-        self, revision: Revision, activation_id: str, arguments: Mapping[str, Any], context: Mapping[str, str]
+        self, revision: Revision, activation_id: str, arguments: Any, context: Mapping[str, str]
     ) -> Ran:
         """Run one OpenWhisk activation to its end (bounded by its time limit). PoolFull."""
         about = {**context, "activation_id": activation_id}

@@ -1,4 +1,8 @@
-"""Revisions on disk: each is extracted once, used by any number of activations, then deleted."""
+"""Revisions on disk: each is extracted once, used by any number of activations, then deleted.
+
+A revision may have variants: the same files for another caller or with another environment, which must not
+share its workers. A variant's ID is that of its revision, a hyphen and what tells it from others.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ class Revisions:
         self._root = root
         self._workers = workers
         self._users: Counter[str] = Counter()
+        self._variants: dict[str, set[str]] = {}
         self._retired: set[str] = set()
         self._removals: set[asyncio.Task[None]] = set()
         self._preparing: set[asyncio.Task[None]] = set()
@@ -49,8 +54,10 @@ class Revisions:
         _keep(self._preparing, asyncio.create_task(prepare()))
 
     @contextlib.contextmanager
-    def use(self, revision_id: str) -> Iterator[None]:
+    def use(self, variant_id: str) -> Iterator[None]:
         """Keep the revision's files for as long as the block runs, even if it is retired meanwhile."""
+        revision_id = variant_id.partition("-")[0]
+        self._variants.setdefault(revision_id, set()).add(variant_id)
         self._users[revision_id] += 1
         try:
             yield
@@ -66,7 +73,7 @@ class Revisions:
         if not revision_id:
             return
         self._retired.add(revision_id)
-        await self._workers.retire(revision_id)
+        await self._retire_workers(revision_id)
         if not self._users[revision_id]:
             self._remove(revision_id)
 
@@ -82,11 +89,16 @@ class Revisions:
         while tasks := self._preparing | self._removals:
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _retire_workers(self, revision_id: str) -> None:
+        for variant_id in {revision_id} | self._variants.get(revision_id, set()):
+            await self._workers.retire(variant_id)
+
     def _remove(self, revision_id: str) -> None:
         self._retired.discard(revision_id)
 
         async def remove() -> None:
-            await self._workers.retire(revision_id)  # the worker that was busy is idle now
+            await self._retire_workers(revision_id)  # the worker that was busy is idle now
+            self._variants.pop(revision_id, None)
             await asyncio.to_thread(shutil.rmtree, self.folder(revision_id), ignore_errors=True)
 
         _keep(self._removals, asyncio.create_task(remove()))

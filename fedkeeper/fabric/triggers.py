@@ -13,10 +13,11 @@ from urllib.parse import parse_qs
 import structlog
 from aiohttp import web
 
-from fedkeeper.fabric.activations import SUCCESS, InFlight, limits_body, records
+from fedkeeper.fabric.activations import InFlight
 from fedkeeper.fabric.bodies import MEGABYTE, BodyMalformed, BodyTooLarge, json_response, read_body
 from fedkeeper.fabric.google_api import CloudFunctions
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, PoolFull, Revision, Workers
+from fedkeeper.fabric.records import SUCCESS, limits_body, records
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.tokens import GRANT_TYPE, TokenRefused, bearer
 

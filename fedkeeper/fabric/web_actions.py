@@ -6,163 +6,166 @@ Source: apache/openwhisk, core/controller/.../WebActions.scala and docs/webactio
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
-import json
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from fedkeeper.fabric import openwhisk_entities as rules
-from fedkeeper.fabric.activations import APPLICATION_ERROR, SUCCESS
-from fedkeeper.fabric.bodies import json_response, parse_json, read_body
-from fedkeeper.fabric.openwhisk_api import (
+from fedkeeper.fabric.bodies import BodyMalformed, parse_json, read_body
+from fedkeeper.fabric.openwhisk_entities import (
     ACTIVATION_HEADER,
+    NOT_ALLOWED,
     NOT_FOUND,
     PAYLOAD_MAX_BYTES,
     WAIT_MAX_MS,
-    OpenWhisk,
-    wait,
+    FullName,
+    Refused,
+    annotation,
+    check_name,
 )
-from fedkeeper.fabric.openwhisk_entities import Refused
-from fedkeeper.fabric.store import Document
+from fedkeeper.fabric.openwhisk_invocations import Invocations, wait
+from fedkeeper.fabric.openwhisk_platform import ANSWER_HEADERS, Caller, Platform, Resolved
+from fedkeeper.fabric.records import APPLICATION_ERROR, SUCCESS
+from fedkeeper.fabric.web_answers import EXTENSIONS, answer
 
-_MEDIA: Final = {
-    "json": "application/json",
-    "html": "text/html",
-    "text": "text/plain",
-    "svg": "image/svg+xml",
-}
-_PROCESSING: Final = "There was an error processing your request."
+_METHODS: Final = ("OPTIONS", "GET", "DELETE", "POST", "PUT", "HEAD", "PATCH")
+_RESERVED: Final = frozenset(
+    f"__ow_{what}" for what in ("method", "headers", "path", "user", "query", "body")
+)
+_HEADERS: Final = "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent"
 
 
 class WebActions:
     """Handlers of /api/v1/web."""
 
-    def __init__(self, openwhisk: OpenWhisk) -> None:
-        self._openwhisk = openwhisk
+    def __init__(self, platform: Platform, invocations: Invocations) -> None:
+        self._platform = platform
+        self._invocations = invocations
 
     def routes(self) -> list[web.RouteDef]:
         """All routes, with their full paths."""
-        base = "/api/v1/web/{namespace}/default/{name}"
-        return [web.route("*", base, self._serve), web.route("*", base + "/{rest:.*}", self._serve)]
+        base = "/api/v1/web/{namespace:[^/]+}/{package:[^/]+}/{name:[^/]+}"
+        return [
+            web.route(method, path, self._serve, **({"allow_head": False} if method == "GET" else {}))
+            for path in (base, base + "{rest:/.*}")
+            for method in _METHODS
+        ]
 
-    async def _serve(self, request: web.Request) -> web.Response:
-        name, dot, extension = request.match_info["name"].rpartition(".")
-        if not dot or extension not in {*_MEDIA, "http"}:
-            name, extension = request.match_info["name"], "http"
-        document = await self._exported(request, name)
-        arguments = await self._arguments(request, document.body)
-        document = await self._exported(request, name)  # again: nothing may be awaited before it is used
-        activation = await self._openwhisk.begin(document, arguments, "")
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        headers = ANSWER_HEADERS.get()
+        headers.clear()
+        name, extension = _split(request.match_info["name"])
+        owner, resolved = await self._exported(request, name)
+        self._invocations.throttles.invoke(owner.namespace)
+        entity = resolved.entity
+        own_options = annotation(entity, "web-custom-options") is True
+        if not own_options:
+            headers |= _cors(request)
+            if request.method == "OPTIONS":
+                return web.Response(status=200)
+        caller = self._platform.keys.known(request)
+        if not (own_options and request.method == "OPTIONS") and not _admitted(entity, request, caller):
+            words = "Authentication is possible but has failed or not yet been provided."
+            raise Refused(401, words)
+        body = await read_body(request, PAYLOAD_MAX_BYTES)
+        arguments = _arguments(request, body, entity, caller)
+        _, resolved = await self._exported(request, name)  # again: nothing may be awaited before it is used
+        activation = await self._invocations.begin(resolved, arguments, owner)
+        headers[ACTIVATION_HEADER] = activation.id
         record = await wait(activation, WAIT_MAX_MS)
         if record is None:
             raise Refused(202, "Response not yet ready.")
         response = record["response"]
         if response["status"] not in {SUCCESS, APPLICATION_ERROR}:
-            raise Refused(400, _PROCESSING)
-        result = response["result"] if response["success"] else response["result"]["error"]
-        answer = (
-            _http(result)
-            if extension == "http"
-            else _typed(extension, result, failed=not response["success"])
-        )
-        answer.headers[ACTIVATION_HEADER] = record["activationId"]
-        return answer
+            raise Refused(400, "There was an error processing your request.")
+        if not isinstance(response["result"], dict):
+            raise Refused(500, "There was an internal server error.")  # as the platform does with a list
+        return answer(extension, response["result"] if response["success"] else response["result"]["error"])
 
-    async def _exported(self, request: web.Request, name: str) -> Document:
-        document = await self._openwhisk.document(request.match_info["namespace"], name)
-        if not rules.truthy(rules.annotation(document.body, "web-export")):
+    async def _exported(self, request: web.Request, name: str) -> tuple[Caller, Resolved]:
+        """The action and the owner of its namespace, in whose name it runs. Refused 404."""
+        namespace, package = request.match_info["namespace"], request.match_info["package"]
+        owner = self._platform.keys.owner(namespace)
+        if owner is None:
             raise Refused(404, NOT_FOUND)
-        required = rules.annotation(document.body, "require-whisk-auth")
-        if required is True:
-            self._openwhisk.keys.namespace(request)
-        elif rules.truthy(required):
-            given = request.headers.get("X-Require-Whisk-Auth", "")
-            if not hmac.compare_digest(str(required).encode(), given.encode()):
-                raise Refused(401, "The supplied authentication is invalid")
-        return document
-
-    async def _arguments(self, request: web.Request, entity: Mapping[str, Any]) -> dict[str, Any]:
-        body = await read_body(request, PAYLOAD_MAX_BYTES)
-        given: dict[str, Any] = dict(request.query)
-        if body and request.content_type == "application/json":
-            value = parse_json(body)
-            given |= value if isinstance(value, dict) else {"__ow_body": value}
-        elif body:
-            text = request.content_type.startswith("text/")
-            given["__ow_body"] = body.decode(errors="replace") if text else base64.b64encode(body).decode()
-        own = {item["key"] for item in entity["parameters"]}
-        if any(key.startswith("__ow_") and key != "__ow_body" for key in given) or (
-            rules.truthy(rules.annotation(entity, "final")) and own & given.keys()
-        ):
-            raise Refused(400, "Request defines parameters that are not allowed (e.g., reserved properties).")
-        rest = request.match_info.get("rest")
-        context = {
-            "__ow_method": request.method.lower(),
-            "__ow_headers": {key.lower(): value for key, value in request.headers.items()},
-            "__ow_path": "" if rest is None else f"/{rest}",
-        }
-        return rules.arguments(entity, given | context)
-
-
-def _typed(extension: str, result: Any, *, failed: bool) -> web.Response:
-    media = _MEDIA[extension]
-    if extension == "json":
-        if not isinstance(result, (dict, list)):
-            raise Refused(400, f"Response is not valid '{media}'.")
-        return json_response(result)
-    shown = result if failed else result.get(extension) if isinstance(result, dict) else None
-    if shown is None:
-        raise Refused(404, "The requested property was not found.")
-    if isinstance(shown, (dict, list)) and extension != "text":
-        raise Refused(400, f"Response is not valid '{media}'.")
-    text = shown if isinstance(shown, str) else json.dumps(shown)
-    return web.Response(text=text, content_type=media, charset="utf-8")
-
-
-def _http(result: Any) -> web.Response:
-    """`{statusCode, headers, body}` as HTTP; what is no such object becomes the body."""
-    if not isinstance(result, dict):
-        return (
-            json_response(result)
-            if isinstance(result, list)
-            else web.Response(text=str(result), content_type="text/html")
-        )
-    body, headers = result.get("body"), result.get("headers") or {}
-    status = result.get("statusCode", 204 if body in (None, "") else 200)
-    if (
-        not isinstance(headers, dict)
-        or isinstance(status, bool)
-        or not isinstance(status, int)
-        or not 200 <= status < 600
-    ):
-        raise Refused(400, "Response is not valid 'message/http'.")
-    flat = [
-        (str(key), str(item))
-        for key, value in headers.items()
-        for item in (value if isinstance(value, list) else [value])
-    ]
-    if any(bad in text for pair in flat for text in pair for bad in "\r\n\0"):
-        raise Refused(400, "Response is not valid 'message/http'.")
-    kind = next((value for key, value in flat if key.lower() == "content-type"), "")
-    if isinstance(body, (dict, list)):
-        content, kind = json.dumps(body).encode(), kind or "application/json"
-    elif (
-        isinstance(body, str)
-        and kind
-        and not kind.startswith(("text/", "application/json", "application/xml"))
-    ):
+        full_name = FullName(namespace, "" if package == "default" else package, name)
         try:
-            content = base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError):
-            content = body.encode()
-    else:
-        content, kind = ("" if body is None else str(body)).encode(), kind or "text/html; charset=utf-8"
-    answer = web.Response(status=status, body=content)
-    for key, value in flat:
-        if key.lower() not in {"content-type", "content-length", "transfer-encoding", "connection"}:
-            answer.headers.add(key, value)
-    answer.headers["Content-Type"] = kind
-    return answer
+            for part in filter(None, (full_name.package, name)):
+                check_name(part)
+            resolved = await self._platform.resolve(full_name)
+        except Refused as exc:
+            raise Refused(404, NOT_FOUND) from exc
+        if annotation(resolved.document.body, "web-export") is not True:
+            raise Refused(404, NOT_FOUND)
+        return owner, resolved
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The action's name, and the extension that says what of its result is answered."""
+    name, dot, extension = text.rpartition(".")
+    return (name, extension) if dot and extension in EXTENSIONS else (text, "http")
+
+
+def _cors(request: web.Request) -> dict[str, str]:
+    return {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": ", ".join(_METHODS),
+        "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", _HEADERS),
+    }
+
+
+def _admitted(entity: Mapping[str, Any], request: web.Request, caller: Caller | None) -> bool:
+    """Whether the annotation `require-whisk-auth`, if there is one, lets the request through."""
+    if all(item["key"] != "require-whisk-auth" for item in entity["annotations"]):
+        return True
+    required = annotation(entity, "require-whisk-auth")
+    if isinstance(required, bool):
+        return caller is not None or not required
+    if not isinstance(required, (str, int, float)):
+        return False
+    given = request.headers.get("X-Require-Whisk-Auth")
+    return given is not None and hmac.compare_digest(str(required).encode(), given.encode())
+
+
+def _arguments(
+    request: web.Request, body: bytes, entity: Mapping[str, Any], caller: Caller | None
+) -> dict[str, Any]:
+    """What the action learns of the request. Refused 400 for what it may not be told by the caller."""
+    raw = annotation(entity, "raw-http") is True
+    content = _content(request, body, raw=raw)
+    given: dict[str, Any] = {} if raw else dict(request.query)
+    context = {
+        "__ow_method": request.method.lower(),
+        "__ow_headers": {key.lower(): value for key, value in request.headers.items()},
+        "__ow_path": request.match_info.get("rest", ""),
+        **({} if caller is None else {"__ow_user": caller.namespace}),
+    }
+    if raw:
+        query = request.rel_url.raw_query_string
+        return {**context, "__ow_query": query, "__ow_body": "" if content is None else content}
+    if isinstance(content, dict):
+        given |= content
+    final = annotation(entity, "final") is True
+    own = {item["key"] for item in entity["parameters"] if item["value"] is not None} if final else set()
+    if given.keys() & (_RESERVED | own):
+        raise Refused(400, NOT_ALLOWED)
+    return context | given | ({} if content is None or isinstance(content, dict) else {"__ow_body": content})
+
+
+def _content(request: web.Request, body: bytes, *, raw: bool) -> Any:
+    """The body as a JSON value, as text, or in base64; None if there is none."""
+    if not body:
+        return None
+    kind = request.content_type
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if is_json and not raw:
+        return parse_json(body)
+    if kind == "application/x-www-form-urlencoded" and not raw:
+        try:
+            return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10_000))
+        except ValueError as exc:
+            raise BodyMalformed(f"the form cannot be read: {exc}") from exc
+    text = kind.startswith("text/") or kind in {"application/xml", "application/x-www-form-urlencoded"}
+    return body.decode(errors="replace") if text else base64.b64encode(body).decode()

@@ -73,7 +73,7 @@ async def test_a_blocking_wait_that_is_over_is_202_and_the_action_runs_on(fabric
     refused = await fabric.call("POST", "actions/a?blocking=true&timeout=60001", {})
     assert (refused.status, refused.body["error"]) == (
         400,
-        "Timeout must be number of milliseconds up to 60000.",
+        "The query parameter 'timeout' was malformed:\nTimeout must be number of milliseconds up to 60000.",
     )
 
 

@@ -47,7 +47,7 @@ async def test_http_is_made_of_status_headers_and_body(fabric):
     assert (await get("{'statusCode': 'ok'}")).status == 400
     assert (await get("{'statusCode': 42, 'body': 'x'}")).status == 400
     assert (await get("{'text': 'plain'}", ".text")).body == "plain"
-    assert (await get("{'text': 'plain'}", ".html")).status == 404
+    assert (await get("{'text': 'plain'}", ".html")).body["error"] == "Response is not valid 'text/html'."
     assert (await get("{'error': {'statusCode': 418, 'body': 'no'}}")).status == 418
     assert (await get("'text'", ".json")).body["error"] == "There was an error processing your request."
 
