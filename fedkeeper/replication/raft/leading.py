@@ -9,6 +9,7 @@ rest waits and goes out together.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from fedkeeper.replication.raft.library import NO_OP
@@ -22,6 +23,9 @@ MESSAGE_BYTES: Final = 1024 * 1024  # of the entries in one message, or one larg
 WINDOW_BYTES: Final = 4 * 1024 * 1024  # on their way to one keeper, before more is sent
 WINDOW_MESSAGES: Final = 8
 ENTRY_OVERHEAD: Final = 64  # bytes of an entry beside its command, about
+# How long followers that do not wait for it are not told what is committed: the next entries say it as well,
+# and a message of its own costs them and the leader a turn each.
+COMMIT_DELAY_S: Final = 0.005
 
 
 class _Progress:
@@ -34,6 +38,7 @@ class _Progress:
         self.probing = True  # where its log and ours part is not known: one message at a time
         self.on_their_way: deque[tuple[int, int]] = deque()  # last index and bytes of each message
         self.commit_told = 0
+        self.forwarded = 0  # index of the last entry that it asked for: it waits until that is committed
         self.moved_at = 0.0  # when its answers last brought us forward
         self.welcome = 0  # the entry that was appended for it, a newcomer
         self.welcome_at = 0.0  # when it was last told
@@ -47,10 +52,15 @@ class Leading:
 
     def __init__(self, node: RaftNode) -> None:
         self._node = node
+        self._targets_of: tuple[frozenset[str], ...] = ()
+        self._sorted: list[str] = []  # the names that these give
         self._progress: dict[str, _Progress] = {}
         self._hellos: dict[str, Hello] = {}  # of connections that began while it leads
         self._term = -1  # in which it has begun to lead
         self._snapshot: tuple[int, bytes] = (0, b"")  # the last that was read from the disk
+        self._spread: tuple[int, int] | None = None  # last index and commit index that everybody was sent
+        self._beats = 0
+        self.due_at = inf  # when `spread` has something to say that could wait
 
     # --- who there is ------------------------------------------------------------------------------------
 
@@ -58,6 +68,7 @@ class Leading:
         """A new connection: whatever was on its way is lost, and what it has it will have to say again."""
         self._hellos[hello.name] = hello
         self._progress.pop(hello.name, None)
+        self._spread = None
         if self._node.leads and hello.name in self._node.other_names:
             self._node.count_for(hello.name, 0)
 
@@ -71,6 +82,7 @@ class Leading:
         self._term = self._node.term
         self._progress.clear()
         self._hellos.clear()
+        self._spread = None
         self.spread()
 
     def match_of(self, name: str) -> int:
@@ -93,6 +105,8 @@ class Leading:
         now = node.clock()
         if self._term != node.term:
             return  # the library would send its no-op; `begins` does
+        self._beats += 1
+        quiet = self._beats % 2 == 0  # half as many answers are more than enough to know that they follow
         for name in self._targets():
             progress = self._of(name)
             if (
@@ -101,18 +115,42 @@ class Leading:
                 self._again(progress)  # messages may have been dropped
                 progress.moved_at = now
             if not self._send(name, progress):
-                self._send_entries(name, progress, [], quiet=False)
+                self._send_entries(name, progress, [], quiet=quiet and not progress.probing)
 
     def spread(self) -> None:
         """New entries, and what is committed by now, to whom they are news."""
-        for name in self._targets():
+        node = self._node
+        targets, commit = self._targets(), node.commit_index
+        news = (node.last_index, commit)
+        due = self.due_at <= node.clock()
+        if news == self._spread and not due:
+            return
+        self._spread = news
+        late = False
+        for name in targets:
             progress = self._of(name)
-            if not self._send(name, progress) and progress.commit_told < self._node.commit_index:
-                self._send_entries(name, progress, [], quiet=True)
+            if not self._send(name, progress) and progress.commit_told < commit:
+                if due or progress.forwarded > progress.commit_told:
+                    self._send_entries(name, progress, [], quiet=True)
+                else:
+                    late = True
+        if not late:
+            self.due_at = inf
+        elif self.due_at == inf:
+            self.due_at = node.clock() + COMMIT_DELAY_S
+
+    def forwarded(self, name: str) -> None:
+        """The last entry is one that `name` asked for."""
+        self._of(name).forwarded = self._node.last_index
 
     def _targets(self) -> list[str]:
         node = self._node
-        return sorted((node.other_names | node.membership.learners) & node.connected_names)
+        among = (node.other_names, node.membership.learners, node.connected_names)
+        if among != self._targets_of:
+            self._targets_of = among
+            self._spread = None
+            self._sorted = sorted((among[0] | among[1]) & among[2])
+        return self._sorted
 
     def _of(self, name: str) -> _Progress:
         progress = self._progress.get(name)
@@ -229,21 +267,26 @@ class Leading:
                 progress.match = following - 1
                 progress.moved_at = node.clock()
             progress.following = max(progress.following, following)
+            if progress.following <= node.last_index:
+                self._spread = None  # there is room for more
             while progress.on_their_way and progress.on_their_way[0][0] <= progress.match:
                 progress.on_their_way.popleft()
         elif message["reset"]:
+            self._spread = None
             progress.following = max(min(following, node.last_index + 1), progress.match + 1, 2)
             progress.on_their_way.clear()
             progress.probing = True
         if progress.counts and peer in node.other_names:
             node.count_for(peer, progress.match)
             node.heard(peer)
+            node.counted = True
 
     def on_snapshot_ack(self, peer: str, message: dict[str, Any]) -> None:
         """So much of a snapshot has arrived."""
         if not self._is_answer(peer, message):
             return
         node, progress = self._node, self._of(peer)
+        self._spread = None
         if peer in node.other_names:
             node.heard(peer)
         if progress.snapshot is None or progress.snapshot[0] != message["index"]:

@@ -11,6 +11,7 @@ import random
 import socket
 import zlib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 _INET = (socket.inet_ntop, socket.inet_pton)
@@ -58,8 +59,17 @@ def use(clock: Callable[[], float], chance: random.Random) -> None:
 class Peer(Node):  # type: ignore[misc] # the library has no types
     """A keeper by its name. The library goes through sets of them: in the same order in every process."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = zlib.crc32(name.encode())
+
     def __hash__(self) -> int:
-        return zlib.crc32(self.id.encode())
+        return self._hash
+
+
+@lru_cache(maxsize=64)  # a cluster has at most seven
+def _peer(name: str) -> Peer:
+    return Peer(name)
 
 
 class _NoPoller:
@@ -176,11 +186,15 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def is_due(self, now: float) -> bool:
         """Whether `step` would do anything by now, of itself."""
-        if self.applied_index != self.commit_index:
-            return True
-        if self.leads:
-            return bool(now >= self._SyncObj__newAppendEntriesTime)
-        return self.election_at < now
+        return self.due_at() < now
+
+    def due_at(self) -> float:
+        """After which moment `step` would do something of itself."""
+        if self._SyncObj__raftLastApplied != self._SyncObj__raftCommitIndex:
+            return NEVER
+        if self._SyncObj__raftState == LEADER:
+            return float(self._SyncObj__newAppendEntriesTime)
+        return float(self._SyncObj__raftElectionDeadline)
 
     def step(self) -> None:
         """What the library does in a tick: stand for election, commit, step down, apply, heartbeats."""
@@ -188,12 +202,12 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def hand(self, peer: str, message: dict[str, Any]) -> None:
         """Let the library handle a message: of votes and transfers; the others are ours."""
-        self._SyncObj__onMessageReceived(Peer(peer), message)
+        self._SyncObj__onMessageReceived(_peer(peer), message)
 
     def set_connected(self, peer: str, *, connected: bool) -> None:
         """Tell the library whether `peer` can be reached."""
         change = self._SyncObj__onNodeConnected if connected else self._SyncObj__onNodeDisconnected
-        change(Peer(peer))
+        change(_peer(peer))
         self.connected_names = frozenset(peer.id for peer in self._SyncObj__connectedNodes)
 
     def set_others(self, names: Iterable[str]) -> None:
@@ -232,7 +246,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     @leader.setter
     def leader(self, name: str) -> None:
-        self._SyncObj__raftLeader = Peer(name) if name else None
+        self._SyncObj__raftLeader = _peer(name) if name else None
 
     def follow(self, term: int) -> None:
         """Be a follower, in `term` if that is later."""
@@ -289,15 +303,15 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def count_for(self, peer: str, index: int) -> None:
         """`peer`, a member, has the log up to `index` for certain: count that."""
-        self._SyncObj__raftMatchIndex[Peer(peer)] = index
+        self._SyncObj__raftMatchIndex[_peer(peer)] = index
 
     def heard(self, peer: str) -> None:
         """`peer`, a member, follows this leader: for stepping down without a majority."""
-        self._SyncObj__lastResponseTime[Peer(peer)] = syncobj.monotonicTime()
+        self._SyncObj__lastResponseTime[_peer(peer)] = syncobj.monotonicTime()
 
     def heard_at(self, peer: str) -> float:
         """When it last did."""
-        return float(self._SyncObj__lastResponseTime.get(Peer(peer), NEVER))
+        return float(self._SyncObj__lastResponseTime.get(_peer(peer), NEVER))
 
     @property
     def entries(self) -> Storage:
@@ -307,12 +321,12 @@ class Raft(SyncObj):  # type: ignore[misc]
     @property
     def first_index(self) -> int:
         """Of the first entry that is kept."""
-        return self.entries[0][1]
+        return self._SyncObj__raftLog[0][1]  # type: ignore[no-any-return]
 
     @property
     def last_index(self) -> int:
         """Of the last entry."""
-        return self.entries[-1][1]
+        return self._SyncObj__raftLog[-1][1]  # type: ignore[no-any-return]
 
     @property
     def last_term(self) -> int:

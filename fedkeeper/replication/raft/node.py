@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import structlog
@@ -30,7 +31,7 @@ from fedkeeper.replication.raft.compaction import Background, Compaction, at_onc
 from fedkeeper.replication.raft.elections import Elections
 from fedkeeper.replication.raft.followers import Followers
 from fedkeeper.replication.raft.leading import Leading
-from fedkeeper.replication.raft.library import REGULAR, Raft, use
+from fedkeeper.replication.raft.library import NEVER, REGULAR, Raft, use
 from fedkeeper.replication.raft.membership import Finished, Membership
 from fedkeeper.replication.raft.messages import FREE, fault
 from fedkeeper.replication.raft.proposals import SESSION_BITS, Done, Proposals, Result
@@ -83,11 +84,13 @@ class RaftNode(Raft):
         self._on_change = on_change
         self._peers: frozenset[str] = frozenset()
         self._vote_on_disk: tuple[int, str] = (0, "")
+        self.counted = False  # what a majority has may be more since the last step
         self._turning = False
         self._calling = False
         self._outbox: list[tuple[str, dict[str, Any]]] = []
         self._calls: list[Callable[[], None]] = []  # for the end of the turn
         self._told: object = None  # of `on_change`
+        self.after_turn: Callable[[], None] = lambda: None  # `next_tick_at` may be sooner, or it has failed
         snapshot = storage.snapshot()
         super().__init__(name, (), storage=storage, timing=timing, say=self.say)
         self.beginning = Beginning(self, members)
@@ -136,16 +139,15 @@ class RaftNode(Raft):
         self._turn(self.beginning.start)
 
     def tick(self) -> None:
-        """Time passes; to be called every `timing.tick_s`. Costs next to nothing if nothing is due."""
-        now = self.clock()
-        if (
-            self.is_due(now)
-            or self.proposals.are_due(now)
-            or not self.beginning.counts
-            or self.membership.busy
-            or self.compaction.busy
-        ):
+        """Time passes; to be called at `next_tick_at`. Costs next to nothing if nothing is due."""
+        if self.next_tick_at() <= self.clock() and self.failure is None:
             self._turn(self.proposals.expire)
+
+    def next_tick_at(self) -> float:
+        """By its clock; `tick` does nothing before. It changes with turns. -inf: each `timing.tick_s`."""
+        if not self.beginning.counts or self.membership.busy or self.compaction.busy:
+            return NEVER
+        return min(self.due_at(), self.leading.due_at if self.leads else inf, self.proposals.due_at())
 
     def propose(self, lines: Sequence[bytes], done: Done, commands: Sequence[Command] | None = None) -> None:
         """Have a batch of commands, as the codec's lines, replicated. No lines: a barrier.
@@ -198,6 +200,7 @@ class RaftNode(Raft):
             self.proposals.stop()
             self._tell()
         self._call_back()
+        self.after_turn()
 
     # --- Receiver ----------------------------------------------------------------------------------------
 
@@ -261,9 +264,10 @@ class RaftNode(Raft):
             use(self.clock, self.chance)
             act()
             self._send(hurry=True)
-            self.elections.before_step()
-            self.step()
-            self.elections.after_step()
+            if self._steps():
+                self.elections.before_step()
+                self.step()
+                self.elections.after_step()
             self.beginning.each_turn()
             self.membership.each_turn()
             self.compaction.each_turn()
@@ -278,6 +282,17 @@ class RaftNode(Raft):
         if failure is not None:
             self.stop(failure)
         self._call_back()
+        self.after_turn()
+
+    def _steps(self) -> bool:
+        """Whether the library's step would do anything: it costs more than most turns do beside it."""
+        if self.leads:
+            counted, self.counted = self.counted, False
+            if counted and self.last_index > self.commit_index:
+                return True
+        elif self.told_to_lead:
+            return True
+        return not self.other_names or self.due_at() <= self.clock()
 
     def _ask(self, act: Callable[[], None]) -> None:
         """A turn for something that has to be answered in any case."""

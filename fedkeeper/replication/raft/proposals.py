@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from fedkeeper.core.model import Applied, Command, State
@@ -75,6 +76,7 @@ class Proposals:
         key, kind = message["key"], message["kind"]
         if node.leads and message["term"] == node.term and not node.membership.handing_over:
             node.append(_entry(kind, key, message["body"]))
+            node.leading.forwarded(peer)
         else:
             node.say(peer, {"type": "refused", "key": key, "reason": f"{peer} does not lead that term"})
 
@@ -110,7 +112,13 @@ class Proposals:
 
     def are_due(self, now: float) -> bool:
         """Whether the time of the oldest is up; all have the same."""
-        return bool(self._pending) and next(iter(self._pending.values())).until <= now
+        return self.due_at() <= now
+
+    def due_at(self) -> float:
+        """When that is."""
+        for proposal in self._pending.values():
+            return proposal.until
+        return inf
 
     def stop(self) -> None:
         """This keeper stops."""

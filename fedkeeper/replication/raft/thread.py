@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final
 
 import structlog
@@ -14,6 +15,7 @@ import structlog
 from fedkeeper.errors import JournalError, KeeperStopped
 from fedkeeper.replication.raft.base import Network
 from fedkeeper.replication.raft.compaction import Background
+from fedkeeper.replication.raft.library import NEVER
 from fedkeeper.replication.raft.node import RaftNode
 
 # Makes the node on its thread, where it stays; not open yet. Closes what it has opened if it raises.
@@ -36,6 +38,7 @@ class NodeThread:
         self._thread: threading.Thread | None = None
         self._ending: asyncio.Event
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf  # by the loop's time, which is the node's clock
         self._closing: asyncio.Task[None] | None = None
         self._news: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._posted = False
@@ -97,6 +100,7 @@ class NodeThread:
         self._ending = asyncio.Event()
         try:
             self.node, self._network = build(self._in_background)
+            self.node.after_turn = self._after_turn
             try:
                 self.node.open()
             except BaseException:
@@ -107,7 +111,7 @@ class NodeThread:
             return
         self._loop.set_exception_handler(self._fault)
         self._home.call_soon_threadsafe(ready.set_result, None)
-        self._tick()
+        self._wake_at(self._loop.time())
         try:
             await self._ending.wait()
         finally:
@@ -119,13 +123,29 @@ class NodeThread:
                 self.node.storage.close()
 
     def _tick(self) -> None:
-        node = self.node
-        self._timer = self._loop.call_later(node.timing.tick_s, self._tick)
-        node.tick()
+        self._timer_at = inf
+        self.node.tick()
         self._each_tick()
-        if node.failure is not None and self._closing is None:
+        self._after_turn()
+
+    def _after_turn(self) -> None:
+        """Sleep until the next thing is due: an idle keeper costs what its heartbeats do."""
+        node = self.node
+        if node.failure is None:
+            due = node.next_tick_at()
+            if due == NEVER:  # whenever time passes
+                due = self._loop.time() + node.timing.tick_s
+            if due < self._timer_at:  # one that is due later is looked at when the timer is up
+                self._wake_at(due)
+        elif self._closing is None:
             # Whoever is connected to a keeper that takes part no longer should know at once.
             self._closing = self._loop.create_task(self._network.close())
+
+    def _wake_at(self, moment: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = moment
+        self._timer = self._loop.call_at(moment, self._tick)
 
     def _fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An error that nobody caught: this node does not go on as if nothing had happened."""

@@ -14,7 +14,7 @@ class Timing:
     silence_min_s: float
     silence_max_s: float
     heartbeat_s: float  # less than a third of `silence_min_s`
-    tick_s: float  # between two calls of `RaftNode.tick`; at most a tenth of `silence_min_s`
+    tick_s: float  # between two looks at what has no time of its own; at most a tenth of `silence_min_s`
 
 
 TIMINGS: Final[Mapping[str, Timing]] = {
