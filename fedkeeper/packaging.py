@@ -23,8 +23,8 @@ from typing import Final
 from pydantic import SecretStr
 
 from fedkeeper.errors import ConfigError
+from fedkeeper.platforms import PLATFORMS, describe
 
-ENTRY_FILES: Final = {"openwhisk": "__main__.py", "google": "main.py"}
 REQUIREMENTS: Final = "requirements.txt"
 _OWN_PACKAGE: Final = Path(__file__).parent
 _SKIPPED_FOLDERS: Final = {"__pycache__", "node_modules"}
@@ -38,7 +38,7 @@ def build(source: Path, platform: str, *, include: Sequence[Path] = (), requirem
 
     Args:
         source: a function's folder or .py file, see the module's docstring.
-        platform: "openwhisk" or "google".
+        platform: its name, see `fedkeeper.platforms`.
         include: further .py files, data files or package folders, put at the top level under their names.
         requirements: put requirements.txt in. OpenWhisk installs it at every cold start, so it is left out
             where the function runs in an image of its own, which has the packages.
@@ -46,8 +46,6 @@ def build(source: Path, platform: str, *, include: Sequence[Path] = (), requirem
     Raises:
         ConfigError: no such source, no adapter for this platform, two files of one name, unreadable.
     """
-    if platform not in ENTRY_FILES:
-        raise ConfigError(f"cannot package for {platform!r}", hint=f"known: {', '.join(ENTRY_FILES)}")
     files: dict[str, Path] = {}
     left_out = set() if requirements else {REQUIREMENTS}
     for name, path in (*_function_files(source, platform), *_included(include), *_runtime_files()):
@@ -93,7 +91,7 @@ def _framed(parts: Iterator[str]) -> bytes:
 
 
 def _function_files(source: Path, platform: str) -> Iterator[tuple[str, Path]]:
-    entry = ENTRY_FILES[platform]
+    entry = describe(platform).entry_file
     if source.is_file():
         if source.suffix != ".py":
             raise ConfigError(f"function {source}: is neither a folder nor a .py file")
@@ -123,8 +121,8 @@ def _adapters(source: Path) -> str:
     """What `source` could be packaged for, for people."""
     return ", ".join(
         known
-        for known, entry in ENTRY_FILES.items()
-        if (source / known).is_dir() or (source / entry).is_file()
+        for known in PLATFORMS
+        if (source / known).is_dir() or (source / describe(known).entry_file).is_file()
     )
 
 

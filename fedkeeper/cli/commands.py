@@ -30,9 +30,15 @@ from fedkeeper.cli.selection import Choice
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import shipped
 from fedkeeper.errors import ConfigError
+from fedkeeper.platforms import PLATFORMS, describe
 
 ActOn = Callable[[Opened, Screen], Awaitable[None]]
 F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = ", ".join(["-a", *(describe(platform).option[0] for platform in PLATFORMS)])
+_SAY_WHERE = "say where: -a (all clusters), " + ", ".join(
+    f"{describe(platform).option[0]} A,B ({describe(platform).title})" for platform in PLATFORMS
+)
 
 
 def selection_options(command: F) -> F:
@@ -40,8 +46,10 @@ def selection_options(command: F) -> F:
     for option in reversed(
         (
             click.option("-a", "--all_providers", is_flag=True, help="All clusters."),
-            click.option("-o", "--ow_providers_list", metavar="A,B", help="These OpenWhisk clusters."),
-            click.option("-g", "--gcf_providers_list", metavar="C,D", help="These Google clusters."),
+            *(
+                click.option(*one.option, metavar="A,B", help=f"These {one.these_clusters}.")
+                for one in map(describe, PLATFORMS)
+            ),
             click.option(
                 "-s", "--scenario_name", default="", metavar="NAME", help="Scenario [default: all of them]."
             ),
@@ -106,17 +114,14 @@ def main(
 @click.pass_context
 def deploy(
     ctx: click.Context,
+    /,
     configfile: Path,
-    all_providers: bool,
-    ow_providers_list: str | None,
-    gcf_providers_list: str | None,
-    scenario_name: str,
-    functions_list: str | None,
     deploys: bool,
     removes: bool,
     describes: bool,
     output: Path | None,
     verbose: bool,
+    **chosen: Any,
 ) -> None:
     """Deploy, remove or describe functions on chosen clusters, each under its own name.
 
@@ -125,15 +130,9 @@ def deploy(
     """
     if deploys + removes > 1 or not (deploys or removes or describes) or (removes and describes):
         raise click.UsageError("say what to do: -d (deploy), -r (remove), -m (metadata), or -d -m")
-    choice = _choice(
-        all_providers=all_providers,
-        ow_providers_list=ow_providers_list,
-        gcf_providers_list=gcf_providers_list,
-        scenario_name=scenario_name,
-        functions_list=functions_list,
-    )
+    choice = _choice(**chosen)
     if choice is None:
-        raise click.UsageError("say where: -a (all clusters), -o A,B (OpenWhisk) or -g C,D (Google)")
+        raise click.UsageError(_SAY_WHERE)
 
     async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
         if deploys:
@@ -177,7 +176,7 @@ def run_command(
 @verbose_option
 @click.pass_context
 def deploy_command(ctx: click.Context, /, configfile: Path, verbose: bool, **chosen: Any) -> None:
-    """Deploy the experiment's functions (`main.py -d`), or with -a, -o or -g plain ones (`deploy.py -d`)."""
+    """Deploy the experiment's functions (`main.py -d`), or with -a, -o, -g … plain ones (`deploy.py -d`)."""
     _either(ctx, Job(config=configfile, verbose=verbose), chosen, actions.deploy)
 
 
@@ -187,7 +186,7 @@ def deploy_command(ctx: click.Context, /, configfile: Path, verbose: bool, **cho
 @verbose_option
 @click.pass_context
 def remove_command(ctx: click.Context, /, configfile: Path, verbose: bool, **chosen: Any) -> None:
-    """Remove the experiment's functions (`main.py -r`), or with -a, -o or -g plain ones (`deploy.py -r`)."""
+    """Remove the experiment's functions (`main.py -r`), or with -a, -o, -g … plain ones (`deploy.py -r`)."""
     _either(ctx, Job(config=configfile, verbose=verbose), chosen, actions.remove)
 
 
@@ -200,7 +199,7 @@ def remove_command(ctx: click.Context, /, configfile: Path, verbose: bool, **cho
 def functions_command(
     ctx: click.Context, /, configfile: Path, output: Path | None, verbose: bool, **chosen: Any
 ) -> None:
-    """List what is deployed of the experiment's functions, or with -a, -o or -g of plain ones."""
+    """List what is deployed of the experiment's functions, or with -a, -o, -g … of plain ones."""
 
     _either(ctx, Job(config=configfile, verbose=verbose), chosen, partial(actions.describe, save=output))
 
@@ -217,7 +216,7 @@ def invoke_command(
     """Invoke deployed functions without arguments and print what they answer, e.g. -a -s test -f nodeinfo."""
     choice = _choice(**chosen)
     if choice is None:
-        raise click.UsageError("say where: -a (all clusters), -o A,B (OpenWhisk) or -g C,D (Google)")
+        raise click.UsageError(_SAY_WHERE)
 
     async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
         await actions.invoke(opened, screen, timeout_s=timeout)
@@ -265,25 +264,24 @@ def _either(ctx: click.Context, job: Job, chosen: dict[str, Any], act: ActOn) ->
 
 
 def _choice(
-    *,
-    all_providers: bool,
-    ow_providers_list: str | None,
-    gcf_providers_list: str | None,
-    scenario_name: str,
-    functions_list: str | None,
+    *, all_providers: bool, scenario_name: str, functions_list: str | None, **lists: str | None
 ) -> Choice | None:
-    """What the options choose; None if they name no cluster."""
-    anywhere = ow_providers_list is not None or gcf_providers_list is not None
-    if all_providers and anywhere:
-        raise click.UsageError("-a means all clusters: leave out -o and -g")
-    if not all_providers and not anywhere:
+    """What the options choose; None if they name no cluster. `lists`: clusters by their platform's option."""
+    named = {
+        platform: lists[describe(platform).option[1].removeprefix("--")]
+        for platform in PLATFORMS
+        if lists[describe(platform).option[1].removeprefix("--")] is not None
+    }
+    if all_providers and named:
+        options = " and ".join(describe(platform).option[0] for platform in PLATFORMS)
+        raise click.UsageError(f"-a means all clusters: leave out {options}")
+    if not all_providers and not named:
         if scenario_name or functions_list is not None:
-            raise click.UsageError("-s and -f choose functions; say on which clusters as well: -a, -o or -g")
+            raise click.UsageError(f"-s and -f choose functions; say on which clusters as well: {_OPTIONS}")
         return None
     return Choice(
         all_clusters=all_providers,
-        openwhisk=_names("-o", ow_providers_list),
-        google=_names("-g", gcf_providers_list),
+        clusters={platform: _names(describe(platform).option[0], text) for platform, text in named.items()},
         scenario=scenario_name,
         functions=_names("-f", functions_list),
     )

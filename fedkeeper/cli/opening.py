@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -21,8 +20,7 @@ from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
 from fedkeeper.cli.session import Backend, Reach, real_backend
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import Experiment, Learning, secrets_of
-
-PLATFORMS: Final = frozenset({"openwhisk", "google"})
+from fedkeeper.platforms import PLATFORMS
 
 Act = Callable[[actions.Opened, Screen, Interrupts], Awaitable[None]]
 ActOnCluster = Callable[[Reached], Awaitable[None]]
@@ -103,7 +101,7 @@ def inventory(experiment: Experiment) -> Inventory:
         }
         if isinstance(scenario, Learning):  # its functions have defaults, on every platform
             for function in (*scenario.server_config.server_manager_functions, scenario.client_function):
-                functions.setdefault(function, PLATFORMS)
+                functions.setdefault(function, frozenset(PLATFORMS))
         scenarios[name] = functions
     clusters = {name: cluster.platform for name, cluster in experiment.clusters().items()}
     return Inventory(clusters=clusters, scenarios=scenarios)

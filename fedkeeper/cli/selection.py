@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedkeeper.deployment import Target
 from fedkeeper.errors import ConfigError
-
-PLATFORMS = {"openwhisk": ("an OpenWhisk cluster", "-o"), "google": ("a Google cluster", "-g")}
+from fedkeeper.platforms import describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +24,7 @@ class Choice:
     """What the options say; empty is "not said"."""
 
     all_clusters: bool = False
-    openwhisk: Sequence[str] = ()
-    google: Sequence[str] = ()
+    clusters: Mapping[str, Sequence[str]] = field(default_factory=dict)  # platform -> names
     scenario: str = ""
     functions: Sequence[str] = ()
 
@@ -63,13 +61,15 @@ def chosen_clusters(inventory: Inventory, choice: Choice) -> tuple[str, ...]:
     if choice.all_clusters:
         return tuple(inventory.clusters)
     chosen: dict[str, None] = {}
-    for platform, names in (("openwhisk", choice.openwhisk), ("google", choice.google)):
+    for platform, names in choice.clusters.items():
         of_platform = [name for name, its in inventory.clusters.items() if its == platform]
         for name in names:
             other = inventory.clusters.get(name, platform)
             if other != platform:
-                what, option = PLATFORMS[other]
-                raise ConfigError(f"cluster {name!r} is {what}", hint=f"name it with {option}")
+                is_one = describe(other)
+                raise ConfigError(
+                    f"cluster {name!r} is {is_one.a_cluster}", hint=f"name it with {is_one.option[0]}"
+                )
             if name not in of_platform:
                 raise unknown(f"{platform} cluster", name, of_platform)
             chosen[name] = None

@@ -2,32 +2,28 @@
 
 from fedkeeper.config.experiment import Config, Embedded, Experiment, Logs, Placement
 from fedkeeper.config.files import shipped
-from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
+from fedkeeper.config.functions import Function
 from fedkeeper.config.keeper_rules import member_to_start
 from fedkeeper.config.keepers import Api, Keepers, Member, Tls, host_and_port
 from fedkeeper.config.mongo import Mongo
-from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
+from fedkeeper.config.providers import Cluster
 from fedkeeper.config.reading import load
 from fedkeeper.config.redaction import secrets_of
 from fedkeeper.config.scenario import Learning, Limits, Scenario
 
 __all__ = [
-    "AnyCluster",
-    "AnyFunction",
     "Api",
+    "Cluster",
     "Config",
     "Embedded",
     "Experiment",
-    "GoogleCluster",
-    "GoogleFunction",
+    "Function",
     "Keepers",
     "Learning",
     "Limits",
     "Logs",
     "Member",
     "Mongo",
-    "OpenWhiskCluster",
-    "OpenWhiskFunction",
     "Placement",
     "Scenario",
     "Tls",

@@ -21,12 +21,14 @@ from pydantic import (
 
 from fedkeeper.config.base import ConfigPath, Name, Number, Section, empty, near
 from fedkeeper.config.files import find
-from fedkeeper.config.functions import AnyFunction, GoogleFunction, OpenWhiskFunction
+from fedkeeper.config.functions import Function
 from fedkeeper.config.keepers import Keepers
-from fedkeeper.config.providers import AnyCluster, Providers
+from fedkeeper.config.places import Providers, default_function
+from fedkeeper.config.providers import Cluster
 from fedkeeper.config.redaction import Scrubber, without_query
 from fedkeeper.config.scenario import ClientsInfo, Learning, Limits, Scenario, scenario_class
 from fedkeeper.errors import ConfigError
+from fedkeeper.platforms import PLATFORMS, describe
 
 T = TypeVar("T")
 
@@ -173,11 +175,11 @@ class Experiment(Config):
         """Where the keepers of this experiment have their data, each in a folder of its name."""
         return (self.keepers.data_dir or self.embedded.data_dir / "keepers") / self.name
 
-    def clusters(self) -> dict[str, AnyCluster]:
-        """All clusters by name: OpenWhisk's, then Google's, each in the file's order."""
-        return {**self.providers.openwhisk, **self.providers.google}
+    def clusters(self) -> dict[str, Cluster]:
+        """All clusters by name: platform by platform, each in the file's order."""
+        return {name: one for platform in PLATFORMS for name, one in self.providers.of(platform).items()}
 
-    def cluster(self, name: str) -> AnyCluster:
+    def cluster(self, name: str) -> Cluster:
         """The cluster of that name. ConfigError suggests the near one."""
         return _pick("cluster", name, self.clusters())
 
@@ -226,11 +228,11 @@ class Experiment(Config):
         learned = [one.limits for one in self.scenarios.values() if isinstance(one, Learning)]
         return learned[0] if learned else Limits()
 
-    def function(self, scenario: str, function: str, platform: str) -> AnyFunction:
+    def function(self, scenario: str, function: str, platform: str) -> Function:
         """How `function` is deployed on `platform`: as the file says, or by default."""
         places = self.scenario(scenario).functions.get(function)
         found = places.on(platform) if places else None
-        return found or (OpenWhiskFunction() if platform == "openwhisk" else GoogleFunction())
+        return found or default_function(platform)
 
     def source(self, scenario: str, function: str, platform: str) -> Path:
         """The folder (or .py file) that `function` is made of. ConfigError if there is none."""
@@ -298,14 +300,14 @@ class Experiment(Config):
 
 
 def place(clients: ClientsInfo, providers: Providers) -> tuple[str, ...]:
-    """The cluster of each client, by its number: OpenWhisk's first, then Google's, in blocks."""
-    if clients.clients_per_cluster:
-        names = (*providers.openwhisk, *providers.google)
-        counts = {name: clients.clients_per_cluster.get(name, 0) for name in names}
-    else:
-        counts = _spread(clients.ow_clients_count, providers.openwhisk) | _spread(
-            clients.gcf_clients_count, providers.google
-        )
+    """The cluster of each client, by its number: platform by platform, in blocks."""
+    counts: dict[str, int] = {}
+    for platform in PLATFORMS:
+        names = getattr(providers, platform)
+        if clients.clients_per_cluster:
+            counts |= {name: clients.clients_per_cluster.get(name, 0) for name in names}
+        else:
+            counts |= _spread(getattr(clients, describe(platform).count_key), names)
     return tuple(name for name, count in counts.items() for _ in range(count))
 
 

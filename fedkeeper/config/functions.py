@@ -1,7 +1,8 @@
-"""`functions.<function>.<platform>`: how a function is deployed. Everything has a default."""
+"""What functions on all platforms have. Each platform's own keys are in its folder of `providers/`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt
@@ -21,6 +22,10 @@ def _seconds(value: Any) -> float:
     return seconds(value, bare="s")
 
 
+Milliseconds = Annotated[float, BeforeValidator(_milliseconds), InSeconds]  # a bare number is milliseconds
+Seconds = Annotated[float, BeforeValidator(_seconds), InSeconds]  # a bare number is seconds
+
+
 class Function(Section):
     """What functions on all platforms have."""
 
@@ -29,9 +34,11 @@ class Function(Section):
         description="the function's folder, relative to the config file; default `functions/<function>`",
     )
     memory: Memory = Field(default=512, description="memory of one instance: a number of MB, or 2048MB, 2Gi")
-    runtime: Text = Field(
-        default="", description="the platform's runtime; default `python:default` or `python312`"
+    timeout: float  # seconds; what a bare number in the file means is the platform's way
+    concurrency: Annotated[PositiveInt, Number] = Field(
+        default=1, description="activations at once in one instance (count)"
     )
+    runtime: Text = Field(default="", description="the platform's runtime; default: its usual one for Python")
     params_file_path: Text | None = Field(
         default=None,
         description="where the function's inputs are written for people to look at; default under `params/`",
@@ -40,60 +47,24 @@ class Function(Section):
     @property
     def timeout_s(self) -> float:
         """Time limit of one activation, in seconds."""
-        raise NotImplementedError
-
-
-class OpenWhiskFunction(Function):
-    """`functions.<function>.openwhisk`."""
-
-    timeout: Annotated[float, BeforeValidator(_milliseconds), InSeconds, Field(ge=0.1, le=86_400)] = Field(
-        default=300.0,
-        validate_default=False,  # it is in seconds already; a number in the file is milliseconds
-        description="time limit of one activation: a number of milliseconds as in the ancestor, or 300s, 5m",
-    )
-    docker_image: Text = Field(
-        default="", description="image to run in, with TensorFlow in it; none: the runtime as it is"
-    )
-    concurrency: Annotated[PositiveInt, Number] = Field(
-        default=1, description="activations at once in one container (count)"
-    )
-
-    @property
-    def timeout_s(self) -> float:
-        """Time limit of one activation, in seconds."""
         return self.timeout
 
-
-class GoogleFunction(Function):
-    """`functions.<function>.google`."""
-
-    timeout: Annotated[float, BeforeValidator(_seconds), InSeconds, Field(ge=1, le=3600)] = Field(
-        default=300.0, description="time limit of one request: a number of seconds, or 300s, 5m"
-    )
-    entry_point: Text = Field(
-        default="main", alias="entry-point", description="the function in main.py that is called"
-    )
-    concurrency: Annotated[PositiveInt, Number] = Field(
-        default=1, description="requests at once in one instance (count)"
-    )
+    @property
+    def entry(self) -> str:
+        """The Python function that is called."""
+        return "main"
 
     @property
-    def timeout_s(self) -> float:
-        """Time limit of one request, in seconds."""
-        return self.timeout
+    def image(self) -> str:
+        """The image that it runs in; empty: the platform's own."""
+        return ""
 
+    @property
+    def requirements(self) -> bool:
+        """Whether the package must name what it requires."""
+        return True
 
-AnyFunction = OpenWhiskFunction | GoogleFunction
-
-
-class FunctionPlaces(Section):
-    """`functions.<function>`: on which platforms, and how."""
-
-    openwhisk: OpenWhiskFunction | None = Field(default=None, description="how it is deployed on OpenWhisk")
-    google: GoogleFunction | None = Field(
-        default=None, description="how it is deployed on Google Cloud Functions"
-    )
-
-    def on(self, platform: str) -> AnyFunction | None:
-        """Its settings on `platform`; None if the file has none."""
-        return {"openwhisk": self.openwhisk, "google": self.google}.get(platform)
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """What only this platform's provider knows; JSON types."""
+        return {}

@@ -12,6 +12,7 @@ from fedkeeper.config.faults import AtFaultItself, Fault
 from fedkeeper.config.keepers import KEEPERS_MAX, Member, host_and_port
 from fedkeeper.config.providers import LOOPBACK, on_this_machine
 from fedkeeper.errors import ConfigError
+from fedkeeper.platforms import PLATFORMS
 
 if TYPE_CHECKING:
     from fedkeeper.config.experiment import Experiment
@@ -113,7 +114,7 @@ def hosts_share_their_services(config: Any) -> Iterator[Fault]:
                 far.append(name)
     if not far:
         return
-    for platform in ("openwhisk", "google"):
+    for platform in PLATFORMS:
         for name, cluster in getattr(config.providers, platform).items():
             with contextlib.suppress(AtFaultItself):
                 if cluster.embedded:

@@ -13,7 +13,6 @@ from fedkeeper.config.experiment import Config, Experiment
 from fedkeeper.config.faults import Fault, inspect
 from fedkeeper.config.files import ROOTS, shipped
 from fedkeeper.config.keeper_rules import unwise
-from fedkeeper.config.providers import OpenWhiskCluster
 from fedkeeper.config.redaction import Scrubber
 from fedkeeper.config.rules import RULES
 from fedkeeper.config.secrets import Secrets, TooMuch
@@ -106,7 +105,7 @@ def _unwise(experiment: Experiment) -> Iterable[str]:
     """What is allowed and should be known each time."""
     yield from unwise(experiment)
     for name, cluster in experiment.clusters().items():
-        if isinstance(cluster, OpenWhiskCluster) and not cluster.tls_verify:
+        if not getattr(cluster, "tls_verify", True):
             yield f"providers.{cluster.platform}.{name}.tls_verify: {_UNVERIFIED}"
     for name, scenario in experiment.scenarios.items():
         mongo = getattr(scenario, "mongo_config", None)

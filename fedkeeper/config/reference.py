@@ -19,7 +19,7 @@ from fedkeeper.config.scenario import Learning, Scenario
 _HEAD = """# Every key of the config
 
 One YAML file describes one experiment; `config-sample.yaml` is one that runs as it is.
-This page is made from the models in `fedkeeper/config/` (a test sees to it): do not edit it, run
+This page is made from the models in the code (a test sees to it): do not edit it, run
 `python -m fedkeeper.config.reference > docs/configuration.md`.
 
 - Relative paths are relative to the file. What is not beside it is looked for among the shipped files.
@@ -27,7 +27,7 @@ This page is made from the models in `fedkeeper/config/` (a test sees to it): do
 - `password`, `ow_auth`, `private_key`, `secret`, `reader_token` and `operator_token` may come from a file
   instead: `password_file: path`.
 - Numbers may be written as text. Memory: `2048` (MB), `2048MB`, `2Gi`. Times: `300s`, `5m`, `300000ms`;
-  a bare `timeout` is milliseconds on OpenWhisk and seconds on Google, as those platforms have it.
+  a bare `timeout` is milliseconds on OpenWhisk and seconds elsewhere, as those platforms have it.
 - A run that is resumed must be the same experiment. Free to change in between are secrets, addresses, ports,
   paths, `logs`, `embedded`, `keepers`, how functions are deployed, and the limits on polling and on what is
   in flight.

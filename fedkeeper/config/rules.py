@@ -5,20 +5,20 @@ A value that has a fault of its own raises AtFaultItself when a rule reads it, w
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from fedkeeper.config.base import near
 from fedkeeper.config.experiment import place
-from fedkeeper.config.faults import AtFaultItself, Fault
+from fedkeeper.config.faults import Fault
 from fedkeeper.config.files import find
 from fedkeeper.config.keeper_rules import KEEPER_RULES
 from fedkeeper.config.providers import on_this_machine
 from fedkeeper.config.scenario import SERVER_FUNCTIONS, Learning
+from fedkeeper.platforms import PLATFORMS, describe, part
 
 SHIPPED_FUNCTIONS = (*SERVER_FUNCTIONS, "fl_client", "nodeinfo")
-_COUNTS = {"openwhisk": "ow_clients_count", "google": "gcf_clients_count"}
+_COUNTS = {platform: describe(platform).count_key for platform in PLATFORMS}
 
 
 def learnings(config: Any) -> Iterator[tuple[str, Any]]:
@@ -30,7 +30,7 @@ def learnings(config: Any) -> Iterator[tuple[str, Any]]:
 
 def platforms(config: Any) -> dict[str, str]:
     """Cluster -> platform."""
-    return {name: platform for platform in _COUNTS for name in getattr(config.providers, platform)}
+    return {name: platform for platform in PLATFORMS for name in getattr(config.providers, platform)}
 
 
 def one_is_learned(config: Any) -> Iterator[Fault]:
@@ -41,67 +41,16 @@ def one_is_learned(config: Any) -> Iterator[Fault]:
 
 def cluster_names_are_unique(config: Any) -> Iterator[Fault]:
     """Clusters are spoken of by name alone."""
-    for name in config.providers.google:
-        if name in config.providers.openwhisk:
-            yield Fault(
-                f"providers.google.{name}", "is also the name of an OpenWhisk cluster; rename one of them"
-            )
-    if not platforms(config):
-        yield Fault(
-            "providers", "has no cluster; write one below openwhisk or google, e.g. `here: {embedded: true}`"
-        )
-
-
-def openwhisk_can_be_reached(config: Any) -> Iterator[Fault]:
-    """A cluster that is not ours needs an address and credentials; one of ours must have neither."""
-    for name, cluster in config.providers.openwhisk.items():
-        at = f"providers.openwhisk.{name}"
-        try:
-            embedded, host, key = cluster.embedded, cluster.auth.ow_api_host, cluster.auth.ow_auth
-        except AtFaultItself:
-            continue
-        if embedded and (host or key):
-            yield Fault(
-                f"{at}.auth", "an embedded cluster makes its own; leave auth out, or set embedded: false"
-            )
-        elif not embedded:
-            if not host:
-                yield Fault(
-                    f"{at}.auth.ow_api_host", "is missing; write https://host:port, or embedded: true above"
-                )
-            if not key:
-                yield Fault(
-                    f"{at}.auth.ow_auth", "is missing; write uuid:key as ${OW_AUTH}, or use ow_auth_file"
-                )
-        if key and ":" not in key.get_secret_value():
-            yield Fault(f"{at}.auth.ow_auth", "is not of the form uuid:key (AUTH in ~/.wskprops)")
-
-
-def google_has_a_project(config: Any) -> Iterator[Fault]:
-    """A project that is not ours needs its name."""
-    for name, cluster in config.providers.google.items():
-        with contextlib.suppress(AtFaultItself):
-            if not (cluster.embedded or cluster.project or cluster.auth.project_id):
-                text = "is missing; write the Google Cloud project's ID, or embedded: true above"
-                yield Fault(f"providers.google.{name}.project", text)
-
-
-def google_account_is_whole(config: Any) -> Iterator[Fault]:
-    """A service account's keys are there all or not at all."""
-    for name, cluster in config.providers.google.items():
-        at = f"providers.google.{name}.auth"
-        with contextlib.suppress(AtFaultItself):
-            account = {key: getattr(cluster.auth, key) for key in ("private_key", "client_email")}
-            if cluster.embedded and any(account.values()):
-                yield Fault(at, "an embedded cluster makes its own; leave auth out, or set embedded: false")
-            elif any(account.values()) or cluster.auth.type:
-                for key, value in account.items():
-                    if not value:
-                        text = (
-                            "is missing; write the account's keys, or service_account_file alone,"
-                            " or no auth for application default credentials"
-                        )
-                        yield Fault(f"{at}.{key}", text)
+    first: dict[str, str] = {}
+    for platform in PLATFORMS:
+        for name in getattr(config.providers, platform):
+            other = first.setdefault(name, platform)
+            if other != platform:
+                whose = f"is also the name of {describe(other).a_cluster}; rename one of them"
+                yield Fault(f"providers.{platform}.{name}", whose)
+    if not first:
+        below = " or ".join(PLATFORMS)
+        yield Fault("providers", f"has no cluster; write one below {below}, e.g. `here: {{embedded: true}}`")
 
 
 def server_cluster_exists(config: Any) -> Iterator[Fault]:
@@ -119,17 +68,12 @@ def clients_add_up(config: Any) -> Iterator[Fault]:
     """Every client has a place."""
     for at, learning in learnings(config):
         clients = learning.clients_info
-        if clients.edge_clients_count:
-            yield Fault(
-                f"{at}.clients_info.edge_clients_count",
-                "OpenFaaS is not there yet; write 0 and place these clients on openwhisk or google",
-            )
-            continue
         by_platform = {key: getattr(clients, key) for key in _COUNTS.values()}
-        if clients.clients_per_cluster and any(by_platform.values()):
+        given = [key for key, count in by_platform.items() if count]
+        if clients.clients_per_cluster and given:
             yield Fault(
                 f"{at}.clients_info.clients_per_cluster",
-                "places the clients, and so do ow_clients_count and gcf_clients_count; keep one way",
+                f"places the clients, and so do {' and '.join(given)}; keep one way",
             )
             continue
         counts = clients.clients_per_cluster or by_platform
@@ -227,10 +171,11 @@ def elsewhere_is_served(config: Any) -> Iterator[Fault]:
     for at, learning in learnings(config):
         used = _used(config, learning)
         far = [
-            *(n for n, c in config.providers.openwhisk.items() if _is_far(c, c.auth.ow_api_host or "")),
-            *(n for n, c in config.providers.google.items() if _is_far(c, c.api_endpoint)),
+            name
+            for platform in PLATFORMS
+            for name, cluster in getattr(config.providers, platform).items()
+            if name in used and _is_far(cluster, part(platform, "rules").address(cluster))
         ]
-        far = [name for name in far if name in used]
         if not far:
             continue
         if learning.mongo_config.embedded:
@@ -261,7 +206,7 @@ def functions_are_there(config: Any) -> Iterator[Fault]:
     for name, scenario in config.scenarios.items():
         for function, places in scenario.functions.items():
             at = f"scenarios.{name}.functions.{function}"
-            for platform in _COUNTS:
+            for platform in PLATFORMS:
                 settings = getattr(places, platform)
                 if settings is None or settings.func_path or function in SHIPPED_FUNCTIONS:
                     continue
@@ -284,7 +229,11 @@ def servers_are_known(config: Any) -> Iterator[Fault]:
             if function not in SERVER_FUNCTIONS:
                 yield Fault(path, f"{function!r} is no server function; {near(function, SERVER_FUNCTIONS)}")
         needed = list(SERVER_FUNCTIONS[:2])
-        clusters = {**config.providers.openwhisk, **config.providers.google}
+        clusters = {
+            name: cluster
+            for platform in PLATFORMS
+            for name, cluster in getattr(config.providers, platform).items()
+        }
         clients_on = place(learning.clients_info, config.providers)
         if any(clusters[name].route == "invoker" for name in clients_on):
             needed.append(SERVER_FUNCTIONS[2])
@@ -309,9 +258,7 @@ def client_function_is_known(config: Any) -> Iterator[Fault]:
 RULES = (
     one_is_learned,
     cluster_names_are_unique,
-    openwhisk_can_be_reached,
-    google_has_a_project,
-    google_account_is_whole,
+    *(rule for platform in PLATFORMS for rule in part(platform, "rules").RULES),
     server_cluster_exists,
     clients_add_up,
     clients_have_clusters,

@@ -21,8 +21,8 @@ from pydantic import (
 
 from fedkeeper.config.base import DOTTED, ExistingPath, Number, Section, Text, empty, size_bytes
 from fedkeeper.config.files import find
-from fedkeeper.config.functions import FunctionPlaces
 from fedkeeper.config.mongo import Mongo
+from fedkeeper.config.places import ClientCounts, FunctionPlaces
 from fedkeeper.runtime import wire
 
 Count = Annotated[PositiveInt, Number]
@@ -44,21 +44,12 @@ class ServerConfig(Section):
     )
 
 
-class ClientsInfo(Section):
+class ClientsInfo(ClientCounts):  # type: ignore[misc]
     """`clients_info`: how many clients there are, and where they run."""
 
     total_num_clients: Annotated[Count, Field(le=10_000)] = Field(description="clients in all (count)")
     num_clients_per_round: Count = Field(
         description="clients that train in a round (count), drawn anew each round"
-    )
-    edge_clients_count: Annotated[NonNegativeInt, Number] = Field(
-        default=0, description="clients on OpenFaaS; must be 0 for now"
-    )
-    ow_clients_count: Annotated[NonNegativeInt, Number] = Field(
-        default=0, description="clients on OpenWhisk (count), spread evenly over its clusters"
-    )
-    gcf_clients_count: Annotated[NonNegativeInt, Number] = Field(
-        default=0, description="clients on Google Cloud Functions (count), spread evenly over its clusters"
     )
     clients_per_cluster: Mapping[str, Annotated[NonNegativeInt, Number]] = Field(
         default_factory=dict,

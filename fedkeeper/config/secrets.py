@@ -9,10 +9,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fedkeeper.config.faults import UNFILLED, Fault, Unfilled
-from fedkeeper.config.providers import read_service_account
 from fedkeeper.config.redaction import Scrubber
+from fedkeeper.platforms import PLATFORMS, describe, part
 
-SECRET_KEYS = ("password", "ow_auth", "private_key", "secret", "reader_token", "operator_token")
+SECRET_KEYS = (
+    "password",
+    "secret",
+    "reader_token",
+    "operator_token",
+    *(key for platform in PLATFORMS for key in describe(platform).secret_keys),
+)
 _FILE_BYTES_MAX = 64 * 1024
 _DEPTH_MAX = 20
 _VALUES_MAX = 100_000
@@ -126,7 +132,7 @@ class Secrets:
         if text is None:
             return unknown
         try:
-            account = read_service_account(text)
+            account = part("google", "config").read_service_account(text)
         except ValueError as exc:
             self.faults.append(Fault(path, str(exc)))
             return unknown

@@ -29,6 +29,14 @@ class FabricAddress:
     openwhisk_auth: Mapping[str, SecretStr]  # namespace -> "uuid:key"
     service_accounts: Mapping[str, Mapping[str, Any]] = field(repr=False)  # project -> its JSON key file
 
+    def login(self, platform: str, tenant: str) -> Any:
+        """What proves us to the embedded `platform` as `tenant`: a SecretStr, or a service account's JSON."""
+        logins: Mapping[str, Mapping[str, Any]] = {
+            "openwhisk": self.openwhisk_auth,
+            "google": self.service_accounts,
+        }
+        return logins[platform][tenant]
+
 
 class OpenFabric:
     """A fabric that runs for as long as this is open, and as its `linger_s` after a crash of ours."""

@@ -19,11 +19,12 @@ class Package:
     digest: str  # sha256 over archive, limits, runtime and environment (hashed); changes when any does
     entry: str = "main"
     runtime: str = ""  # platform's runtime name; empty: the provider's default
-    image: str = ""  # OpenWhisk: custom docker image
+    image: str = ""  # that it runs in, where the platform's own is not meant
     memory_mb: int = 256
     timeout_s: float = 60.0
     concurrency: int = 1
     environment: Mapping[str, SecretStr] = field(default_factory=dict)  # seen by the function only
+    extras: Mapping[str, Any] = field(default_factory=dict)  # what only this platform knows; JSON types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,20 @@ class Activation:
     logs: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a platform's `open_cluster` is told. Times in seconds."""
+
+    name: str  # the cluster's
+    cluster: Any  # its section of the config: the platform's `config.Cluster`
+    embedded_url: str = ""  # of the embedded platforms, where the cluster is one of them
+    embedded_login: Any = field(default=None, repr=False)  # and what proves us to it
+    in_flight_max: int  # invocations on their way at once
+    deployments_in_flight_max: int
+    request_timeout_s: float
+    deploy_timeout_s: float
+
+
 class Provider(Protocol):
     """One cluster of one platform. Nothing here is retried: whether to send again is the core's to say.
 
@@ -67,7 +82,7 @@ class Provider(Protocol):
     """
 
     cluster: str
-    platform: str  # "openwhisk" | "google"
+    platform: str  # its name in fedkeeper.platforms
 
     async def check(self) -> None:
         """Return if the platform answers and takes the credentials."""

@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-
-import structlog
-from pydantic import SecretStr
+from typing import Any
 
 from fedkeeper.clock import SystemClock
-from fedkeeper.config import Experiment
-from fedkeeper.config.providers import AnyCluster, GoogleCluster, OpenWhiskCluster
-from fedkeeper.errors import ConfigError
+from fedkeeper.config import Cluster, Experiment
 from fedkeeper.fabric.launch import FabricAddress, open_fabric
-from fedkeeper.logs import register_secret
-from fedkeeper.providers.base import Provider
-from fedkeeper.providers.registry import provider_class
+from fedkeeper.platforms import part
+from fedkeeper.providers.base import Opening, Provider
 from fedkeeper.runtime.environment import ClientAccess
 from fedkeeper.wiring.keeping import keep_alive, keep_open
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +31,23 @@ async def open_clusters(experiment: Experiment, names: Collection[str], stack: A
     providers: dict[str, Provider] = {}
     access: dict[str, ClientAccess] = {}
     for name, cluster in clusters.items():
-        if isinstance(cluster, OpenWhiskCluster) and not cluster.tls_verify:
-            log.warning("TLS certificates of this cluster are not verified", cluster=name)
-        if isinstance(cluster, OpenWhiskCluster):
-            providers[name], access[name] = await _openwhisk(experiment, name, cluster, fabric, stack)
-        else:
-            providers[name], access[name] = await _google(experiment, name, cluster, fabric, stack)
+        opening = Opening(
+            name=name,
+            cluster=cluster,
+            embedded_url=fabric.url if fabric and cluster.embedded else "",
+            embedded_login=_login(fabric, name, cluster) if fabric and cluster.embedded else None,
+            in_flight_max=experiment.in_flight_max(name),
+            deployments_in_flight_max=experiment.limits.deployments_in_flight_max,
+            request_timeout_s=experiment.limits.request_timeout_s,
+            deploy_timeout_s=experiment.limits.deploy_timeout_s,
+        )
+        open_cluster = part(cluster.platform, "opening").open_cluster
+        providers[name], access[name] = await stack.enter_async_context(open_cluster(opening))
     return Clusters(providers=providers, access=access)
 
 
 async def _open_fabric(
-    experiment: Experiment, clusters: Mapping[str, AnyCluster], stack: AsyncExitStack
+    experiment: Experiment, clusters: Mapping[str, Cluster], stack: AsyncExitStack
 ) -> FabricAddress | None:
     embedded = {name: cluster for name, cluster in clusters.items() if cluster.embedded}
     if not embedded:
@@ -57,8 +56,8 @@ async def _open_fabric(
     fabric = await open_fabric(
         settings.data_dir / "fabric",
         port=settings.fabric_port,
-        namespaces=[name for name, cluster in embedded.items() if isinstance(cluster, OpenWhiskCluster)],
-        projects=[cluster.project_id for cluster in embedded.values() if isinstance(cluster, GoogleCluster)],
+        namespaces=_tenants(embedded, "openwhisk"),
+        projects=_tenants(embedded, "google"),
         memory_mb=settings.memory_mb,
         linger_s=settings.linger_s,
         start_timeout_s=settings.start_timeout_s,
@@ -68,71 +67,13 @@ async def _open_fabric(
     return fabric.address
 
 
-async def _openwhisk(
-    experiment: Experiment,
-    name: str,
-    cluster: OpenWhiskCluster,
-    fabric: FabricAddress | None,
-    stack: AsyncExitStack,
-) -> tuple[Provider, ClientAccess]:
-    if cluster.embedded:
-        assert fabric is not None
-        api_host, auth, namespace = fabric.url, fabric.openwhisk_auth[name], name
-    else:
-        api_host, auth, namespace = cluster.host, cluster.auth.ow_auth or SecretStr(""), cluster.namespace
-    register_secret(auth)
-    provider = await stack.enter_async_context(
-        provider_class("openwhisk").open(
-            name,
-            api_host=api_host,
-            auth=auth,
-            namespace=namespace,
-            tls_verify=cluster.tls_verify,
-            ca_file=cluster.ca_file,
-            requests_in_flight_max=experiment.in_flight_max(name),
-            read_timeout_s=experiment.limits.request_timeout_s,
-            deploy_timeout_s=experiment.limits.deploy_timeout_s,
-        )
-    )
-    access = ClientAccess(
-        platform="openwhisk",
-        auth=auth.get_secret_value(),
-        tls_verify=cluster.tls_verify,
-        ca_pem=cluster.ca_file.read_text() if cluster.ca_file else "",
-    )
-    return provider, access
+def _tenants(clusters: Mapping[str, Cluster], platform: str) -> list[str]:
+    """What the embedded platform must know of: namespaces of OpenWhisk, projects of Google …"""
+    tenant = part(platform, "rules").tenant
+    return [tenant(name, one) for name, one in clusters.items() if one.platform == platform]
 
 
-async def _google(
-    experiment: Experiment,
-    name: str,
-    cluster: GoogleCluster,
-    fabric: FabricAddress | None,
-    stack: AsyncExitStack,
-) -> tuple[Provider, ClientAccess]:
-    project = cluster.project_id
-    if cluster.embedded:
-        assert fabric is not None
-        account, endpoint = dict(fabric.service_accounts[project]), fabric.url
-    else:
-        account, endpoint = cluster.auth.service_account(), cluster.api_endpoint
-    if not project:
-        raise ConfigError(
-            f"providers.google.{name}: which project?", hint="write its project, or auth.project_id"
-        )
-    if "private_key" in account:
-        register_secret(SecretStr(str(account["private_key"])))
-    provider = await stack.enter_async_context(
-        provider_class("google").open(
-            name,
-            project=project,
-            region=cluster.region,
-            service_account=account or None,
-            api_endpoint=endpoint,
-            requests_in_flight_max=experiment.limits.deployments_in_flight_max,
-            calls_in_flight_max=experiment.in_flight_max(name),
-            request_timeout_s=experiment.limits.request_timeout_s,
-            deploy_timeout_s=experiment.limits.deploy_timeout_s,
-        )
-    )
-    return provider, ClientAccess(platform="google", service_account=account)
+def _login(fabric: FabricAddress, name: str, cluster: Cluster) -> Any:
+    """What proves us to the embedded platform of `cluster`."""
+    tenant = part(cluster.platform, "rules").tenant(name, cluster)
+    return fabric.login(cluster.platform, tenant)

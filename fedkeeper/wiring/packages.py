@@ -11,7 +11,6 @@ from pydantic import SecretStr
 
 from fedkeeper import packaging
 from fedkeeper.config import Experiment
-from fedkeeper.config.functions import GoogleFunction, OpenWhiskFunction
 from fedkeeper.config.scenario import Learning
 from fedkeeper.deployment import Target, Wanted
 from fedkeeper.keeper.tasks import FORWARD_FUNCTION
@@ -40,21 +39,21 @@ class Packages:
         source_name = self._source_of(target.function)
         platform = self.experiment.cluster(target.cluster).platform
         settings = self.experiment.function(self.scenario, source_name, platform)
-        image = settings.docker_image if isinstance(settings, OpenWhiskFunction) else ""
         source = self.experiment.source(self.scenario, source_name, platform)
-        archive = self._archive(source, platform, requirements=not image)
+        archive = self._archive(source, platform, requirements=settings.requirements)
         package = Package(
             function=target.function,
             source=source_name,
             archive=archive,
             digest="",
-            entry=settings.entry_point if isinstance(settings, GoogleFunction) else "main",
+            entry=settings.entry,
             runtime=settings.runtime,
-            image=image,
+            image=settings.image,
             memory_mb=settings.memory,
             timeout_s=settings.timeout_s,
             concurrency=settings.concurrency,
             environment=self._environment(target, source_name),
+            extras=settings.extras,
         )
         digest = packaging.digest(
             archive,
@@ -65,6 +64,7 @@ class Packages:
             memory_mb=package.memory_mb,
             timeout_s=package.timeout_s,
             concurrency=package.concurrency,
+            **({"extras": dict(package.extras)} if package.extras else {}),
         )
         return Wanted(cluster=target.cluster, package=replace(package, digest=digest))
 

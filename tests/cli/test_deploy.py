@@ -38,16 +38,19 @@ def names(chosen):
                 "test:gcf_a/nodeinfo",
             },
         ),
-        (Choice(openwhisk=["ow_b"], scenario="test"), {"test:ow_b/nodeinfo"}),
+        (Choice(clusters={"openwhisk": ["ow_b"]}, scenario="test"), {"test:ow_b/nodeinfo"}),
         (
-            Choice(openwhisk=["ow_a"], google=["gcf_a"], functions=["fl_client"]),
+            Choice(clusters={"openwhisk": ["ow_a"], "google": ["gcf_a"]}, functions=["fl_client"]),
             {"learn:ow_a/fl_client", "learn:gcf_a/fl_client"},
         ),
         (
             Choice(all_clusters=True, functions=["fl_server_init"], scenario="learn"),
             {"learn:ow_a/fl_server_init", "learn:ow_b/fl_server_init"},
         ),
-        (Choice(google=["gcf_a", "gcf_a"], functions=["nodeinfo", "nodeinfo"]), {"test:gcf_a/nodeinfo"}),
+        (
+            Choice(clusters={"google": ["gcf_a", "gcf_a"]}, functions=["nodeinfo", "nodeinfo"]),
+            {"test:gcf_a/nodeinfo"},
+        ),
     ],
 )
 def test_the_options_choose_functions_by_cluster_and_scenario(choice, expected):
@@ -60,11 +63,11 @@ def test_the_options_choose_functions_by_cluster_and_scenario(choice, expected):
 @pytest.mark.parametrize(
     ("choice", "problem", "hint"),
     [
-        (Choice(openwhisk=["ow_c"]), "unknown openwhisk cluster 'ow_c'", "did you mean"),
-        (Choice(google=["gfc_a"]), "unknown google cluster 'gfc_a'", "did you mean 'gcf_a'?"),
-        (Choice(google=["zzz"]), "unknown google cluster 'zzz'", "known: gcf_a"),
-        (Choice(openwhisk=["gcf_a"]), "cluster 'gcf_a' is a Google cluster", "name it with -g"),
-        (Choice(google=["ow_a"]), "cluster 'ow_a' is an OpenWhisk cluster", "name it with -o"),
+        (Choice(clusters={"openwhisk": ["ow_c"]}), "unknown openwhisk cluster 'ow_c'", "did you mean"),
+        (Choice(clusters={"google": ["gfc_a"]}), "unknown google cluster 'gfc_a'", "did you mean 'gcf_a'?"),
+        (Choice(clusters={"google": ["zzz"]}), "unknown google cluster 'zzz'", "known: gcf_a"),
+        (Choice(clusters={"openwhisk": ["gcf_a"]}), "cluster 'gcf_a' is a Google cluster", "name it with -g"),
+        (Choice(clusters={"google": ["ow_a"]}), "cluster 'ow_a' is an OpenWhisk cluster", "name it with -o"),
         (Choice(all_clusters=True, scenario="lern"), "unknown scenario 'lern'", "did you mean 'learn'?"),
         (
             Choice(all_clusters=True, functions=["nodeinf"]),
@@ -77,7 +80,7 @@ def test_the_options_choose_functions_by_cluster_and_scenario(choice, expected):
             "known: nodeinfo",
         ),
         (
-            Choice(google=["gcf_a"], functions=["fl_server_init"]),
+            Choice(clusters={"google": ["gcf_a"]}, functions=["fl_server_init"]),
             "function 'fl_server_init' has no entry for google",
             "it is written for openwhisk",
         ),

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fedkeeper.config import GoogleFunction, OpenWhiskFunction
 from fedkeeper.errors import ConfigError
+from fedkeeper.providers.google.config import Function as GoogleFunction
+from fedkeeper.providers.openwhisk.config import Function as OpenWhiskFunction
 
 from .conftest import HERE, OW_KEY, Loading
 
@@ -25,7 +26,7 @@ OUTDATED = {
     "providers.google.gcf_cluster.base_url",
     *(f"{FL}.training_test_data.{p}_{k}_url" for p in ("train", "test") for k in ("images", "labels")),
     f"{FL}.mongo_config.username",
-    f"{FL}.functions.fl_client.openfaas",
+    *(f"{FL}.functions.fl_client.openfaas.{key}" for key in ("func_path", "docker_image")),
     *(f"{FL}.functions.fl_client.google.{key}" for key in ("func_path", "runtime", "region")),
     *(
         f"{FL}.functions.{function}.openwhisk.{key}"
@@ -58,7 +59,7 @@ def test_the_ancestors_sample_means_what_it_meant(loading: Loading, ancestor: Ca
     experiment = loading.text(ancestor())
 
     cluster = experiment.providers.openwhisk["invasic_cluster"]
-    assert (cluster.host, cluster.namespace) == ("https://10.0.0.7:31001", "guest")
+    assert (cluster.auth.ow_api_host, cluster.namespace) == ("https://10.0.0.7:31001", "guest")
     assert cluster.auth.ow_auth.get_secret_value() == OW_KEY
     google = experiment.providers.google["gcf_cluster"]
     assert (google.project_id, google.region) == ("my-project-17", "us-central1")

@@ -46,7 +46,7 @@ def test_a_variable_may_stand_anywhere_in_a_text(loading: Loading):
     )
     experiment = loading.of({}, raw=raw)
     assert password(experiment) == "s3cret"
-    assert experiment.providers.openwhisk["ow"].host == "https://ow.example.org:31001"
+    assert experiment.providers.openwhisk["ow"].auth.ow_api_host == "https://ow.example.org:31001"
     assert experiment.providers.openwhisk["ow"].auth.ow_auth.get_secret_value() == "u:${PW}"
     assert (
         experiment.redacted()["providers"]["openwhisk"]["ow"]["auth"]["ow_api_host"]
@@ -141,7 +141,7 @@ def test_credentials_in_an_address_are_taken_out(loading: Loading):
     address = experiment.learning.mongo_config.address()
     assert (address.hosts, address.username, address.password) == ("h1:27017,h2:27018", "me", "p@ss-word")
     assert (address.replica_set, address.auth_source, address.tls) == ("rs0", "adm", True)
-    assert experiment.providers.openwhisk["ow"].host == "https://ow.example.org"
+    assert experiment.providers.openwhisk["ow"].auth.ow_api_host == "https://ow.example.org"
     assert experiment.providers.openwhisk["ow"].auth.ow_auth.get_secret_value() == "uuid:secret-key"
     assert [warning.split(":")[0] for warning in experiment.warnings] == [
         "providers.openwhisk.ow.auth.ow_api_host",

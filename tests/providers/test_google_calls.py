@@ -13,7 +13,7 @@ from fedkeeper.errors import (
     RequestRefused,
     Throttled,
 )
-from fedkeeper.providers.google import calls as google_calls
+from fedkeeper.providers import calls as google_calls
 from fedkeeper.providers.google import resources
 from fedkeeper.providers.google.provider import Google
 from tests.providers.canned import Canned

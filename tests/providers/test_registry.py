@@ -6,13 +6,24 @@ import sys
 import pytest
 
 from fedkeeper.errors import ConfigError
-from fedkeeper.providers.registry import PROVIDERS, provider_class
+from fedkeeper.platforms import PLATFORMS, describe, part
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
-def test_every_entry_of_the_table_can_be_imported(name: str) -> None:
-    """And says which platform it speaks to."""
-    assert provider_class(name).__name__.lower() == name
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_every_platform_has_all_its_parts(name: str) -> None:
+    """And its sections, rules and provider say which platform they are of."""
+    assert part(name, "config").Cluster.platform == name
+    assert part(name, "config").Function().entry
+    assert part(name, "rules").RULES
+    assert part(name, "provider")
+    assert part(name, "opening").open_cluster
+
+
+@pytest.mark.parametrize("what", ["title", "a_cluster", "these_clusters", "count_key", "option"])
+def test_no_two_platforms_are_called_alike(what: str) -> None:
+    """Neither in the config, nor by an option, nor in a message."""
+    called = [getattr(describe(name), what) for name in PLATFORMS]
+    assert len(set(called)) == len(called)
 
 
 @pytest.mark.parametrize(
@@ -20,20 +31,20 @@ def test_every_entry_of_the_table_can_be_imported(name: str) -> None:
     [
         ("openwisk", "did you mean 'openwhisk'?"),
         ("gogle", "did you mean 'google'?"),
-        ("x", "known: openwhisk, google"),
+        ("x", "known: openwhisk, google, openfaas"),
     ],
 )
-def test_an_unknown_provider_suggests_the_near_name(name: str, hint: str) -> None:
-    """A typo in the config is answered with what was probably meant."""
+def test_an_unknown_platform_suggests_the_near_name(name: str, hint: str) -> None:
+    """A typo is answered with what was probably meant."""
     with pytest.raises(ConfigError, match=name) as caught:
-        provider_class(name)
+        describe(name)
     assert caught.value.hint == hint
 
 
 def test_openwhisk_alone_needs_no_google_sdk() -> None:
     """The SDK takes a third of a second and 40 MB that an OpenWhisk run does not need."""
     code = (
-        "import sys; from fedkeeper.providers.registry import provider_class; provider_class('openwhisk'); "
+        "import sys; from fedkeeper.platforms import part; part('openwhisk', 'opening'); "
         "print(sorted(m for m in sys.modules if "
         " m.startswith(('google.cloud.functions', 'requests'))))"
     )

@@ -30,8 +30,8 @@ from fedkeeper.errors import (
 )
 from fedkeeper.providers import http
 from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.calls import REFUSED, Call, Calls
 from fedkeeper.providers.google import resources
-from fedkeeper.providers.google.calls import REFUSED, Call, Calls
 from fedkeeper.providers.google.login import IdTokens, close_client, open_client
 
 T = TypeVar("T")

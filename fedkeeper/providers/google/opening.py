@@ -1,0 +1,47 @@
+"""From a Google Cloud project of the config to its provider."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pydantic import SecretStr
+
+from fedkeeper.errors import ConfigError
+from fedkeeper.logs import register_secret
+from fedkeeper.providers.base import Opening, Provider
+from fedkeeper.providers.google.config import Cluster
+from fedkeeper.providers.google.provider import Google
+from fedkeeper.runtime.environment import ClientAccess
+
+
+@asynccontextmanager
+async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, ClientAccess]]:
+    """The provider, closed at the end, and what the forwarding function proves itself with to the clients.
+
+    Raises ConfigError (no project, a broken account's JSON) or AuthenticationRefused (no credentials).
+    """
+    cluster: Cluster = opening.cluster
+    project = cluster.project_id
+    if cluster.embedded:
+        account, endpoint = dict(opening.embedded_login), opening.embedded_url
+    else:
+        account, endpoint = cluster.auth.service_account(), cluster.api_endpoint
+    if not project:
+        raise ConfigError(
+            f"providers.google.{opening.name}: which project?", hint="write its project, or auth.project_id"
+        )
+    if "private_key" in account:
+        register_secret(SecretStr(str(account["private_key"])))
+    async with Google.open(
+        opening.name,
+        project=project,
+        region=cluster.region,
+        service_account=account or None,
+        api_endpoint=endpoint,
+        requests_in_flight_max=opening.deployments_in_flight_max,
+        calls_in_flight_max=opening.in_flight_max,
+        request_timeout_s=opening.request_timeout_s,
+        deploy_timeout_s=opening.deploy_timeout_s,
+    ) as provider:
+        yield provider, ClientAccess(platform="google", service_account=account)
