@@ -101,18 +101,18 @@ async def false_candidate(address: Address) -> None:
         await rogue.close()
 
 
-async def huge_frame(address: Address) -> None:
+async def huge_frame(address: Address, *, length: int = 2**31 - 1, taken_mib: int = 256) -> None:
     """A header that promises 2 GiB, and as much of it as the keeper takes."""
     async with connection(address) as (_, writer):
         with contextlib.suppress(ConnectionError):
-            writer.write(frame(2**31 - 1))
-            for _ in range(256):
+            writer.write(frame(length))
+            for _ in range(taken_mib):
                 writer.write(bytes(1 << 20))
                 await writer.drain()
-            raise AssertionError("256 MiB were taken from a stranger")
+            raise AssertionError(f"{taken_mib} MiB were taken from a stranger")
 
 
-async def idle_connections(address: Address) -> None:
+async def idle_connections(address: Address, *, count: int = 200) -> None:
     """Two hundred at once that say nothing, or a byte now and then: each is closed in time."""
 
     async def idle(number: int) -> None:
@@ -127,7 +127,7 @@ async def idle_connections(address: Address) -> None:
                             return
                     assert await reader.read() == b""
 
-    await asyncio.gather(*(idle(number) for number in range(200)))
+    await asyncio.gather(*(idle(number) for number in range(count)))
 
 
 async def reconnecting(address: Address) -> None:

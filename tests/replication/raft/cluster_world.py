@@ -232,5 +232,5 @@ class World:
 
         self.until(same, "agreement")
         states = [node.state for node in self.nodes.values()]
-        assert all(state == states[0] for state in states)
+        assert all(state == states[0] for state in states), "the keepers have different states"
         return toy.count(states[0])

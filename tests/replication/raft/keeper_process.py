@@ -1,6 +1,6 @@
 """A keeper's network in a process of its own, that can be stopped, killed, and starved of files.
 
-    python -m tests.replication.raft.keeper_process NAME [FILES_MAX]
+    python -m tests.replication.raft.keeper_process NAME FILES_MAX [unbinds]
 
 Prints its port, echoes all messages to their senders, and prints its counts as JSON when stdin closes.
 """
@@ -20,11 +20,14 @@ import structlog
 
 from fedkeeper.replication.raft.base import Hello, Message
 from fedkeeper.replication.raft.network import PeerNetwork
+from fedkeeper.replication.raft.network.listener import Listener
 from tests.replication.raft.real_world import QUICK, SECRET, shared
 
 
 class Process:
     """Such a process, as its parent sees it."""
+
+    unbinds = False  # if it cannot accept, as PySyncObj does
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.address = ("127.0.0.1", port)
@@ -40,6 +43,7 @@ class Process:
             __name__,
             name,
             str(files_max),
+            *(["unbinds"] if cls.unbinds else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -99,5 +103,12 @@ async def _main(name: str, files_max: int) -> None:
     sys.stdout.write(json.dumps(dataclasses.asdict(echo.network.counts)))
 
 
+def _unbind(listener: Listener, _listening: object, _exc: OSError) -> None:
+    listener._counts.accepts_failed += 1
+    listener.close()
+
+
 if __name__ == "__main__":
+    if sys.argv[3:] == ["unbinds"]:
+        Listener._exhausted = _unbind
     asyncio.run(_main(sys.argv[1], int(sys.argv[2])))

@@ -34,6 +34,8 @@ def shared(secret: str) -> SharedSecret:
 class RealWorld:
     """Networks that find each other by name, and are all closed in the end."""
 
+    patience_s = 10.0
+
     def __init__(self, credentials: Callable[[str], Credentials], limits: Limits = QUICK) -> None:
         self.addresses: dict[str, tuple[str, int]] = {}
         self._credentials = credentials
@@ -70,11 +72,11 @@ class RealWorld:
         await node.close()
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
-        for _ in range(2000):
+        for _ in range(int(self.patience_s / 0.005)):
             if condition():
                 return
             await asyncio.sleep(0.005)
-        pytest.fail(f"waited 10 s in vain for {what}")
+        pytest.fail(f"waited {self.patience_s:g} s in vain for {what}")
 
     async def settle(self) -> None:
         await asyncio.sleep(0.1)

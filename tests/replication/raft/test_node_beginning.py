@@ -118,10 +118,10 @@ def test_a_newcomer_neither_votes_nor_grants_nor_stands() -> None:
     world.commit(leader, 1)
     wiped = follower_of(world, leader)
     world.kill(wiped, wipe=True)
-    world.loses = lambda sender, target, message: message["type"] == "welcome"
+    world.loses = lambda sender, target, message: target == wiped and bool(message.get("entries"))
     node = world.start(wiped)
+    world.until(lambda: node.beginning.is_member, "its welcome")
     world.run(1.0)
-    assert not node.beginning.counts
     world.sent.clear()
     for kind in ("request_vote", "pre_vote"):
         node.received(leader.name, [request(leader, kind, leader.term + 3)])
@@ -130,6 +130,7 @@ def test_a_newcomer_neither_votes_nor_grants_nor_stands() -> None:
     answers = [sent for sent in world.sent if sent[0] == wiped and b"vote" in sent[2]]
     assert not answers
     world.run(3.0)
+    assert node.newcomer
     assert node.status().role.value == "follower"
 
 

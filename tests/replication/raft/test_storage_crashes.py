@@ -22,18 +22,19 @@ def _operations() -> int:
     return life.platter.operations
 
 
-def _outlive_every_cut(*, fsync: bool = True) -> None:
+def outlive_every_cut(*, fsync: bool = True, seeds: int = SEEDS) -> None:
+    """The power is cut in each operation; what is on the disk then is drawn anew for each seed."""
     for number in range(1, _operations() + 1):
-        for seed in range(SEEDS):
+        for seed in range(seeds):
             life = on_a_new_disk(seed, fsync=fsync)
             life.platter.cut_at = number
             live(life, SCRIPT)
 
 
 def test_the_power_may_be_cut_in_any_operation():
-    """Of a life with every kind of write in it; what is on the disk then is drawn anew for each seed."""
+    """Of a life with every kind of write in it."""
     assert _operations() > 60
-    _outlive_every_cut()
+    outlive_every_cut()
 
 
 def test_the_process_may_be_killed_after_any_operation_and_the_power_cut_after_the_restart():
@@ -59,13 +60,13 @@ def test_each_fsync_is_needed(monkeypatch, forgotten):
     if forgotten == "folder":
         monkeypatch.setattr(SimulatedDisk, "sync_folder", lambda disk, folder: None)
     with pytest.raises((AssertionError, JournalDamaged)):
-        _outlive_every_cut()
+        outlive_every_cut()
 
 
 def test_without_fsync_a_cut_loses_what_was_acknowledged():
     """Which is what `fsync: off` says, and what a simulation with a simulated disk finds."""
     with pytest.raises((AssertionError, JournalDamaged)):
-        _outlive_every_cut(fsync=False)
+        outlive_every_cut(fsync=False)
 
 
 steps = st.one_of(
