@@ -59,12 +59,14 @@ def extract(archive: bytes, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_single_file(code: str, folder: Path) -> None:
-    """Make `folder` hold the one source file as `__main__.py`, as the OpenWhisk runtime does. Blocking."""
+def write_single_file(code: str, folder: Path, kind: str = "") -> None:
+    """Make `folder` hold the one file: `__main__.js` of a kind `nodejs:*`, else `__main__.py`. Blocking."""
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700, parents=True)
-    (scratch / "__main__.py").write_text(code, encoding="utf-8")
+    (scratch / ("__main__.js" if kind.startswith("nodejs:") else "__main__.py")).write_text(
+        code, encoding="utf-8"
+    )
     scratch.rename(folder)
 
 

@@ -24,6 +24,7 @@ async def run(leases: Leases, revision: Revision, arguments: Any, context: Mappi
         return not_run(accepted_ms, str(exc))
     start_ms, init_ms, initialising = now_ms(), None, cold
     status, result, timed_out, problem = DEVELOPER_ERROR, None, False, ""
+    spoilt = True
     log = open_log(worker)
     try:
         if cold:
@@ -36,12 +37,14 @@ async def run(leases: Leases, revision: Revision, arguments: Any, context: Mappi
             head, body = await _send(worker, "run", context, arguments, log)
             status, result = verdict.of_result(head, body)
             await completed(log)
+            spoilt = status == DEVELOPER_ERROR
     except WorkerDied as died:
         timed_out = died.fault == "deadline"
         status, result = verdict.of_death(died, revision.limits, initialising=initialising)
-    end_ms = now_ms()
-    worker.output.logs.remove(log)
-    await leases.release(worker, spoilt=status == DEVELOPER_ERROR)
+    finally:
+        end_ms = now_ms()
+        worker.output.logs.remove(log)
+        await leases.release(worker, spoilt=spoilt)
     return Ran(
         status=status,
         result=result,
@@ -61,7 +64,7 @@ async def _initialise(worker: Worker, context: Mapping[str, str], log: Activatio
     head, _ = await _send(worker, "init", context, request, log)
     await completed(log)
     log.reopen()
-    return str(head["error"])
+    return str(head.get("error", ""))
 
 
 async def _send(

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import google_calls, openwhisk_calls
 from fedkeeper.fabric.admission import Admission
+from fedkeeper.fabric.cgroups import Cgroups
 from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, Ran, Revision
-from fedkeeper.fabric.preload import Zygote, base_environment, preload_for
-from fedkeeper.fabric.worker import Worker
+from fedkeeper.fabric.preload import Zygote, base_environment, find_node, preload_for
+from fedkeeper.fabric.worker import PROCESSES_MAX, Quarters, Worker
 
 T = TypeVar("T")
 WATCH_S = 0.25
@@ -29,14 +32,27 @@ CLOSE_S_MAX = 2.0
 ENDS = ("idle", "evicted", "retired", "closing", "spoilt")  # those that are nobody's fault
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """See `Pool.open`."""
+
+    memory_mb: int
+    queue_max: int
+    idle_s: float
+    spares: int
+    disk_mb: int
+
+
 class Pool:
     """Workers by revision. Opened by `open`; everything it started ends with it, or with this process."""
 
-    def __init__(self, folder: Path, *, memory_mb: int, queue_max: int, idle_s: float, python: str) -> None:
+    def __init__(self, folder: Path, bounds: Bounds, cgroups: Cgroups, python: str, node: str) -> None:
         self._folder = folder
-        self._idle_s = idle_s
+        self._bounds = bounds
+        self._cgroups = cgroups
         self._python = python
-        self._admission = Admission(memory_mb, queue_max)
+        self._node = node
+        self._admission = Admission(bounds.memory_mb, bounds.queue_max)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -47,17 +63,32 @@ class Pool:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, *, memory_mb: int, queue_max: int, idle_s: float, python: str = sys.executable
+        cls,
+        folder: Path,
+        *,
+        memory_mb: int,
+        queue_max: int,
+        idle_s: float,
+        spares: int = 1,
+        disk_mb: int = 512,
+        python: str = sys.executable,
+        node: str = "",
     ) -> AsyncIterator[Pool]:
         """A pool that keeps its workers' directories and its zygotes' logs in `folder`.
 
         `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for memory;
-        `idle_s`: seconds after which a warm worker ends; `python`: interpreter of the functions, which find
-        in it what their requirements.txt names. Open it on the thread that lives as long as the pool: the
-        kernel ends the zygotes with that thread.
+        `idle_s`: seconds after which a warm worker ends; `spares`: processes that each zygote keeps ready;
+        `disk_mb`: what a worker may have on disk; `python`: interpreter of the functions, which find in it
+        what their requirements.txt names; `node`: program of the node actions, the first that is found if
+        empty. Open it on the thread that lives as long as the pool: the kernel ends the zygotes with that
+        thread.
         """
+        bounds = Bounds(
+            memory_mb=memory_mb, queue_max=queue_max, idle_s=idle_s, spares=spares, disk_mb=disk_mb
+        )
         await asyncio.to_thread(_lay_out, folder)
-        pool = cls(folder, memory_mb=memory_mb, queue_max=queue_max, idle_s=idle_s, python=python)
+        cgroups = await asyncio.to_thread(Cgroups.open, folder)
+        pool = cls(folder, bounds, cgroups, python, node)
         watching = asyncio.create_task(pool._watch(), name="pool watch")
         try:
             yield pool
@@ -93,13 +124,14 @@ class Pool:
         await asyncio.gather(*(worker.end("retired") for worker in mine if worker.active == 0))
 
     def stats(self) -> Mapping[str, int]:
-        """workers, busy, idle, queued, memory_mb, cold, warm, killed."""
+        """workers, busy, idle, spare, queued, memory_mb, cold, warm, killed."""
         workers = self._admission.workers
         busy = sum(worker.active > 0 for worker in workers)
         return {
             "workers": len(workers),
             "busy": busy,
             "idle": len(workers) - busy,
+            "spare": sum(zygote.spares for zygote in self._zygotes.values()),
             "queued": self._admission.queued,
             "memory_mb": self._admission.used_mb,
             **self._counts,
@@ -117,6 +149,7 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._cgroups.close)
         await asyncio.to_thread(shutil.rmtree, self._folder / "workers", ignore_errors=True)
 
     async def _own(self, work: Awaitable[T]) -> T:
@@ -137,7 +170,11 @@ class Pool:
                     await zygote.close()
                 if self._closed:
                     raise ServiceError("the pool is closed")
-                zygote = self._zygotes[preload] = await Zygote.start(preload, self._folder, self._python)
+                zygote = self._zygotes[preload] = await Zygote.start(
+                    preload, self._folder, self._python, self._cgroups.roots
+                )
+                zygote.spares_max = self._bounds.spares
+                zygote.fill()
             return zygote
 
     async def lease(self, revision: Revision) -> tuple[Worker, bool]:
@@ -148,10 +185,7 @@ class Pool:
             return permit.worker, False
         try:
             await asyncio.gather(*(worker.end("evicted") for worker in permit.evicted))
-            zygote = await self._zygote(preload_for(Path(revision.folder)))
-            temporary = self._folder.resolve() / "workers" / f"w{next(self._numbers)}"
-            environment = {**base_environment(temporary), **_instance_environment(revision)}
-            worker = await Worker.start(revision, zygote, temporary, environment, self._ended)
+            worker = await self._start(revision)
         except BaseException:
             self._admission.not_started(revision)
             raise
@@ -162,6 +196,24 @@ class Pool:
         if self._closed:
             await worker.end("closing")
         return worker, True
+
+    async def _start(self, revision: Revision) -> Worker:
+        node = find_node(self._node) if revision.kind.startswith("nodejs:") else ""
+        zygote = await self._zygote("bare" if node else preload_for(Path(revision.folder)))
+        name = f"w{next(self._numbers)}"
+        limits = revision.limits
+        quarters = Quarters(
+            folder=self._folder.resolve() / "workers" / name,
+            disk_mb=self._bounds.disk_mb,
+            group=self._cgroups.make(name, memory_mb=limits.memory_mb, processes_max=PROCESSES_MAX),
+        )
+        environment = {**base_environment(quarters.folder), **_instance_environment(revision)}
+        try:
+            os.mkdir(quarters.folder, 0o700)  # noqa: PTH102 - one entry: not worth a thread
+            return await Worker.start(revision, zygote, quarters, environment, self._ended, node=node)
+        except BaseException:
+            await asyncio.to_thread(quarters.remove)
+            raise
 
     async def release(self, worker: Worker, *, spoilt: bool) -> None:
         """Give a leased worker back; `spoilt`: it must not serve another call."""
@@ -179,19 +231,25 @@ class Pool:
         self._admission.gone(worker)
 
     async def _watch(self) -> None:
-        """Measure the workers' memory, and end those that hold too much or have been idle too long."""
+        """Measure the workers, and end those that hold too much or have been idle too long."""
         while True:
             await asyncio.sleep(WATCH_S)
             workers = [worker for worker in self._admission.workers if worker.alive]
             if not workers:
                 continue
-            table = processes.parents()
+            faults = await asyncio.to_thread(_faults, workers)
             now = asyncio.get_running_loop().time()
-            for worker in workers:
-                if fault := worker.excess(table):
+            for worker, fault in zip(workers, faults, strict=True):
+                if fault:
                     worker.end(fault)
-                elif worker.active == 0 and now - worker.idle_since > self._idle_s:
+                elif worker.active == 0 and now - worker.idle_since > self._bounds.idle_s:
                     worker.end("idle")
+
+
+def _faults(workers: list[Worker]) -> list[str]:
+    """What each uses too much of, empty where it does not. Blocking."""
+    table = processes.parents()
+    return [worker.excess(table) for worker in workers]
 
 
 def _lay_out(folder: Path) -> None:

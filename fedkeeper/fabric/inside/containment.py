@@ -33,25 +33,31 @@ def set_name(name: str) -> None:
     _LIBC.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
-def enter(order: dict[str, Any], zygote: int, stdout: int, stderr: int) -> None:
-    """Turn the calling process, just forked from `zygote`, into a worker.
-
-    `order`: folder, temporary (its own directory), environment, memory_mb, data_kb (VmData at the fork).
-    """
+def separate(zygote: int, stdout: int, stderr: int) -> None:
+    """Make the calling process, just forked from `zygote`, one of its own: session, pipes, signals."""
     os.setsid()
     die_with_parent(signal.SIGKILL, zygote)
     adopt_orphans()
-    set_name("faas-worker")
+    set_name("faas-spare")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     _streams(stdout, stderr)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+
+def enter(order: dict[str, Any], data_kb: int) -> None:
+    """Turn the calling process into the worker of a function.
+
+    `order`: folder, environment, memory_mb, disk_mb, cgroups (files to join). `data_kb`: VmData at the fork.
+    """
+    for file in order["cgroups"]:
+        with open(file, "w") as group:  # noqa: PTH123
+            group.write("0")
+    set_name("faas-worker")
+    _limit(resource.RLIMIT_NOFILE, FILES_MAX)
+    _limit(resource.RLIMIT_FSIZE, order["disk_mb"] << 20)
     # Only a backstop: the pool measures. Not RLIMIT_AS, with which TensorFlow cannot map its library.
-    data = (order["data_kb"] << 10) + ((order["memory_mb"] + DATA_HEADROOM_MB) << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
+    _limit(resource.RLIMIT_DATA, (data_kb << 10) + ((order["memory_mb"] + DATA_HEADROOM_MB) << 20))
     os.umask(0o077)
     os.environ.clear()
     os.environ.update(order["environment"])
@@ -62,6 +68,12 @@ def enter(order: dict[str, Any], zygote: int, stdout: int, stderr: int) -> None:
     random.seed()
     if "numpy" in sys.modules:  # else every worker of this zygote would draw the same numbers
         sys.modules["numpy"].random.seed()
+
+
+def _limit(what: int, most: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (value, value))
 
 
 def _streams(stdout: int, stderr: int) -> None:

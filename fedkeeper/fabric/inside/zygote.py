@@ -1,7 +1,8 @@
 """The zygote: a program of one thread that imports what functions need, then forks workers on request.
 
-Started by exec as `python -P zygote.py SOCKET_FD PARENT_PID MODULE...`. Speaks JSON datagrams:
-{"fork": order} with three file descriptors (channel, stdout, stderr) -> {"pid", "anonymous_kb"};
+Started by exec as `python -P zygote.py SOCKET_FD PARENT_PID CGROUPS MODULE...`. Speaks JSON datagrams:
+{"fork": true} with three file descriptors (channel, stdout, stderr) -> {"pid", "anonymous_kb"}: a process
+that waits at its channel for the order that makes it the worker of a function;
 {"end": pid} -> {"status"}: kills that worker and all that descends from it; {"error": text} if it cannot.
 
 It only imports: after any TensorFlow operation in the parent, every forked child hangs at its first one.
@@ -43,7 +44,11 @@ def _sibling(name: str) -> ModuleType:
 containment = _sibling("containment")
 processes = _sibling("processes")
 frames = _sibling("frames")
-RUNTIMES = {"openwhisk": _sibling("openwhisk"), "google": _sibling("google")}
+RUNTIMES = {
+    "openwhisk": _sibling("openwhisk"),
+    "google": _sibling("google"),
+    "nodejs": _sibling("node"),
+}
 
 
 class Zygote:
@@ -62,22 +67,22 @@ class Zygote:
                 return
             request = json.loads(message)
             try:
-                answer = self.fork(request["fork"], fds) if "fork" in request else self.end(request["end"])
+                answer = self.fork(fds) if "fork" in request else self.end(request["end"])
             except OSError as exc:  # no memory or no process left to fork: the zygote must survive that
                 answer = {"error": str(exc)}
             for fd in fds:
                 os.close(fd)
             self.control.send(json.dumps(answer).encode())
 
-    def fork(self, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """A new worker, or an error when the fork would not be safe."""
+    def fork(self, fds: list[int]) -> dict[str, Any]:
+        """A new process, or an error when the fork would not be safe."""
         if (threads := processes.threads()) > self.threads:
             return {"error": f"the zygote has {threads} threads, {self.threads} after its imports"}
         zygote = os.getpid()
-        order["data_kb"] = processes.data_kb(zygote)
+        data_kb = processes.data_kb(zygote)
         pid = os.fork()
         if pid == 0:
-            _become_worker(order, zygote, self.control, fds)
+            _become_worker(zygote, data_kb, self.control, fds)
         self.workers.add(pid)
         return {"pid": pid, "anonymous_kb": processes.anonymous_kb(zygote)}
 
@@ -85,11 +90,8 @@ class Zygote:
         """Kill `pid` and its descendants, those that daemonised too; its wait status."""
         if pid not in self.workers:
             return {"error": f"{pid} is no worker of this zygote"}
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)  # so that it starts no more children while we look
         self.workers.discard(pid)
-        status = self._sweep(pid)
-        return {"status": status}
+        return {"status": self._sweep(pid)}
 
     def end_all(self) -> None:
         """Kill everything that descends from this process."""
@@ -100,14 +102,11 @@ class Zygote:
         """Kill and reap all children that are no workers (orphans come to us), until there are none."""
         status = None
         for _ in range(END_ROUNDS):
-            table = processes.parents()
-            mine = [child for child, parent in table.items() if parent == os.getpid()]
-            doomed = [child for child in mine if child not in self.workers]
+            doomed = self._stop_doomed()
             if not doomed:
                 break
-            for victim in [*doomed, *processes.descendants(doomed, table)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
+            for victim in doomed:
+                _signal(victim, signal.SIGKILL)
             time.sleep(0.002)
             for child in doomed:
                 with contextlib.suppress(ChildProcessError):
@@ -116,8 +115,28 @@ class Zygote:
                         status = code
         return status
 
+    def _stop_doomed(self) -> set[int]:
+        """Stop what is to be killed until no more of it appears: it may fork faster than we can kill."""
+        stopped: set[int] = set()
+        for _ in range(END_ROUNDS):
+            table = processes.parents()
+            mine = [child for child, parent in table.items() if parent == os.getpid()]
+            doomed = [child for child in mine if child not in self.workers]
+            new = {*doomed, *processes.descendants(doomed, table)} - stopped
+            if not new:
+                break
+            for victim in new:
+                _signal(victim, signal.SIGSTOP)
+            stopped |= new
+        return stopped
 
-def _become_worker(order: dict[str, Any], zygote: int, control: socket.socket, fds: list[int]) -> None:
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _become_worker(zygote: int, data_kb: int, control: socket.socket, fds: list[int]) -> None:
     """Never returns: a worker that got back into the zygote's loop would answer in its name."""
     try:
         control.close()
@@ -125,8 +144,12 @@ def _become_worker(order: dict[str, Any], zygote: int, control: socket.socket, f
         gc.enable()
         channel = socket.socket(fileno=fds[0])
         channel.set_inheritable(False)
-        containment.enter(order, zygote, fds[1], fds[2])
+        containment.separate(zygote, fds[1], fds[2])
+        order, _ = frames.receive(channel)
+        containment.enter(order, data_kb)
         RUNTIMES[order["flavour"]].serve(channel, order, frames)
+    except frames.Closed:
+        os._exit(0)  # a spare that was not needed
     except BaseException:  # noqa: BLE001 - nothing may get past here, see above
         traceback.print_exc()
         os._exit(70)
@@ -141,7 +164,16 @@ def _preload(modules: list[str]) -> None:
             print(f"not preloaded: {module}: {exc}", flush=True)  # noqa: T201 - into this zygote's log
 
 
-def main(control_fd: int, parent: int, modules: list[str]) -> None:
+def _remove_groups(roots: list[str]) -> None:
+    """Remove the control groups of a pool that was killed; the last of its zygotes can."""
+    for root in roots:
+        inner = [entry.path for entry in os.scandir(root) if entry.is_dir()] if os.path.isdir(root) else []  # noqa: PTH112
+        for folder in (*inner, root):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # noqa: PTH106
+
+
+def main(control_fd: int, parent: int, groups: list[str], modules: list[str]) -> None:
     """Import, say so, and serve."""
     containment.set_name("faas-zygote")
     containment.die_with_parent(signal.SIGKILL, parent)  # while importing: there is nobody to clean up yet
@@ -162,6 +194,8 @@ def main(control_fd: int, parent: int, modules: list[str]) -> None:
 
     def stop(*_: object) -> None:
         zygote.end_all()
+        if os.getppid() != parent:
+            _remove_groups(groups)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)
@@ -174,4 +208,4 @@ def main(control_fd: int, parent: int, modules: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(os.pathsep), sys.argv[4:])

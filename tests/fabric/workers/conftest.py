@@ -52,10 +52,12 @@ class Bench:
         self._ids = itertools.count()
         self.pool: Pool
 
-    async def open(self, *, memory_mb: int = 4096, queue_max: int = 8, idle_s: float = 60.0) -> Pool:
+    async def open(
+        self, *, memory_mb: int = 4096, queue_max: int = 8, idle_s: float = 60.0, **more: Any
+    ) -> Pool:
         folder = self.root / f"pool{next(self._ids)}"
         self.pool = await self._stack.enter_async_context(
-            Pool.open(folder, memory_mb=memory_mb, queue_max=queue_max, idle_s=idle_s)
+            Pool.open(folder, memory_mb=memory_mb, queue_max=queue_max, idle_s=idle_s, **more)
         )
         return self.pool
 

@@ -176,12 +176,14 @@ async def test_a_zygote_that_is_killed_is_replaced(bench: Bench, tmp_path: Path)
 
 
 async def test_everything_ends_with_the_pools_process(tmp_path: Path) -> None:
-    """kill -9 of the process that holds the pool: zygote, worker, its child and its daemon all end."""
+    """kill -9 of the process that holds the pool: zygote, worker, its child and its daemon all end.
+
+    Control groups are gone as well.
+    """
     script = tmp_path / "fabric.py"
     script.write_text("""
 import asyncio, sys
 from pathlib import Path
-from fedkeeper.fabric.worker import WorkerDied
 from tests.fabric.workers.conftest import Bench
 from contextlib import AsyncExitStack
 async def main(root):
@@ -192,7 +194,7 @@ async def main(root):
         running = asyncio.create_task(bench.run(action, to=str(root / "pids"), hang=True))
         while not (root / "pids").exists():
             await asyncio.sleep(0.02)
-        print(pool._zygotes["plain"].pid, flush=True)
+        print(pool._zygotes["plain"].pid, *pool._cgroups.roots, flush=True)
         await running
 asyncio.run(main(Path(sys.argv[1])))
 """)
@@ -204,11 +206,12 @@ asyncio.run(main(Path(sys.argv[1])))
         env={**os.environ, "PYTHONPATH": root},
     ) as process:
         assert process.stdout is not None
-        zygote = int(await asyncio.to_thread(process.stdout.readline))
-        pids = [zygote, *pids_in(tmp_path / "pids")]
+        zygote, *groups = (await asyncio.to_thread(process.stdout.readline)).decode().split()
+        pids = [int(zygote), *pids_in(tmp_path / "pids")]
         assert all(map(exists, pids))
         process.kill()
     await eventually(lambda: not any(map(exists, pids)))
+    assert not any(map(os.path.exists, groups))
 
 
 async def test_a_zygote_that_still_imports_ends_with_the_pools_process(tmp_path: Path) -> None:
@@ -336,5 +339,5 @@ async def test_a_stats_line_is_plain_json(bench: Bench) -> None:
     """What /stats will show."""
     pool = await bench.open()
     assert set(json.loads(json.dumps(dict(pool.stats())))) == {
-        "workers", "busy", "idle", "queued", "memory_mb", "cold", "warm", "killed",
+        "workers", "busy", "idle", "spare", "queued", "memory_mb", "cold", "warm", "killed",
     }  # fmt: skip

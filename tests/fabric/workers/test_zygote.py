@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import preload
 from fedkeeper.fabric.inside import zygote
-from tests.fabric.workers.conftest import Bench
+from tests.fabric.workers.conftest import Bench, eventually, exists
 from tests.fabric.workers.folders import write_folder
 
 
@@ -42,7 +44,7 @@ def test_a_zygote_with_too_many_threads_refuses_to_fork() -> None:
     with ours, theirs:
         mother = zygote.Zygote(theirs)
         mother.threads = 0
-        assert "threads, 0 after its imports" in mother.fork({}, [])["error"]
+        assert "threads, 0 after its imports" in mother.fork([])["error"]
 
 
 async def test_a_zygote_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -131,3 +133,29 @@ async def test_ten_forked_workers_train_at_once(bench: Bench) -> None:
     assert pool.stats()["cold"] == 10
     assert (await bench.run(actions[0])).init_ms is None
     assert json.loads((await bench.get(function)).body) == runs[0].result
+
+
+async def test_spares_are_kept_ready_and_become_workers(bench: Bench) -> None:
+    """The next cold start takes one that was forked before, and it is made up for; a dead one is not used."""
+    pool = await bench.open(spares=2)
+    action = bench.revision("import os\ndef main(args): return {'pid': os.getpid()}")
+    first = (await bench.run(action)).result["pid"]
+    zygote = pool._zygotes["plain"]
+    await eventually(lambda: pool.stats()["spare"] == 2)
+    dead, ready = (spare.pid for spare in zygote._spares)
+    os.kill(dead, signal.SIGKILL)
+    await eventually(lambda: not exists(dead))
+    other = bench.revision("import os\ndef main(args): return {'pid': os.getpid()}")
+    assert (await bench.run(other)).result["pid"] == ready != first
+    await eventually(lambda: pool.stats()["spare"] == 2)
+    assert pool.stats()["workers"] == 2
+    spares = [spare.pid for spare in zygote._spares]
+    await pool.close()
+    await eventually(lambda: not any(map(exists, spares)))
+
+
+async def test_no_spares_if_none_are_wanted(bench: Bench) -> None:
+    """Each worker is then forked when it is needed."""
+    pool = await bench.open(spares=0)
+    assert (await bench.run(bench.revision("def main(args): return {}"))).status == "success"
+    assert pool.stats()["spare"] == 0
