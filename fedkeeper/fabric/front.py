@@ -7,6 +7,7 @@ import errno
 import hmac
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class FrontSettings:
     retention: Retention = field(default_factory=Retention)
     bounds: Bounds = field(default_factory=Bounds)
     images: Mapping[str, str] = field(default_factory=dict)  # OpenWhisk image -> kind that stands in for it
+    clock: Callable[[], float] = time.time  # whose minutes the throttles count in
 
 
 class Front:
@@ -97,8 +99,9 @@ async def open_front(
         stack.push_async_callback(activations.close)
         keys = Keys(credentials.openwhisk)
         openwhisk = OpenWhisk(
-            store, revisions, activations, keys, settings.bounds, settings.in_flight_max, settings.images
-        )
+            store, revisions, activations, keys, settings.bounds, settings.in_flight_max,
+            settings.images, settings.clock,
+        )  # fmt: skip
         authority = Authority(issuer=url, private_key=credentials.signing_key, accounts=credentials.accounts)
         functions = CloudFunctions(store, revisions, workers, authority, url)
         stack.push_async_callback(functions.close)

@@ -46,7 +46,8 @@ _CORS: Final = {
 class OpenWhisk:
     """All handlers under /api/v1, web actions included.
 
-    `in_flight`: bound of what is in workers or waits for one; `images`: kinds that stand in for images.
+    `in_flight`: bound of what is in workers or waits for one; `images`: kinds that stand in for images;
+    `clock`: whose minutes the throttles count in.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class OpenWhisk:
         keys: Keys,
         bounds: Bounds,
         in_flight: int,
-        images: Mapping[str, str] | None = None,
+        images: Mapping[str, str],
+        clock: Callable[[], float],
     ) -> None:
         bounds = replace(bounds, concurrent_invocations=min(bounds.concurrent_invocations, in_flight))
         platform = Platform(store, keys, bounds)
-        throttles = Throttles(bounds, activations.of_namespace)
-        invocations = Invocations(platform, activations, revisions, throttles, images or {}, in_flight)
+        throttles = Throttles(bounds, activations.of_namespace, clock)
+        invocations = Invocations(platform, activations, revisions, throttles, images, in_flight)
         actions = Actions(platform, revisions, invocations)
         self._collections = (
             About(platform),

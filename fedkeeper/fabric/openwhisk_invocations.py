@@ -92,7 +92,7 @@ class Invocations:
 
     async def _begin_action(self, resolved: Resolved, payload: Any, caller: Caller, cause: str) -> Activation:
         entity = resolved.entity
-        kind = runtime_of(entity["exec"], self._images)
+        kind = runtime_of(entity["exec"], self._images) if resolved.document.revision else ""
         if not kind:
             return await self._begin_unknown_image(resolved, caller, cause)
         own, environment = arguments(entity, payload)
@@ -136,7 +136,10 @@ class Invocations:
         )
 
     async def _begin_unknown_image(self, resolved: Resolved, caller: Caller, cause: str) -> Activation:
-        """As on a platform that cannot pull the image: accepted, and ended by that."""
+        """As on a platform that cannot pull the image: accepted, and ended by that.
+
+        So are actions that are nothing but an image: no kind can stand in for the code that is in there.
+        """
         image = resolved.document.body["exec"]["image"]
         told = _told(resolved, caller, BLACKBOX, cause)
 

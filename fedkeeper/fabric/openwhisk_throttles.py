@@ -5,7 +5,6 @@ Source: apache/openwhisk, core/controller/.../entitlement/{RateThrottler,Activat
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from fedkeeper.fabric.openwhisk_entities import Bounds, Refused
@@ -14,9 +13,7 @@ from fedkeeper.fabric.openwhisk_entities import Bounds, Refused
 class Throttles:
     """Counts per namespace: in the clock's present minute (every attempt counts), and in flight."""
 
-    def __init__(
-        self, bounds: Bounds, active: Callable[[str], int], clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, bounds: Bounds, active: Callable[[str], int], clock: Callable[[], float]) -> None:
         self._bounds = bounds
         self._active = active
         self._clock = clock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -81,7 +82,7 @@ class InProcessWorkers:
         logs: tuple[str, ...] = ("2026-11-21T21:28:00.463142Z    stdout: hi",)
         try:
             module, cold = self._load(revision, "__main__.py")
-            result = await asyncio.to_thread(getattr(module, revision.entry), dict(arguments))
+            result = await asyncio.to_thread(getattr(module, revision.entry), copy.deepcopy(arguments))
         except FileNotFoundError:
             status = "action developer error"
             words = "The action failed to generate or locate a binary. See logs for details."
@@ -170,7 +171,10 @@ class Fabric:
             sent.setdefault("Content-Type", "application/json")
         url = self.url + (path if path.startswith("/") else f"/api/v1/namespaces/_/{path}")
         stream = None if content is None else io.BytesIO(content)
-        async with self.http.request(method, url, data=stream, headers=sent) as answer:
+        skip = ["Content-Type"] if content is None else []  # as most clients do when they send no body
+        async with self.http.request(
+            method, url, data=stream, headers=sent, skip_auto_headers=skip
+        ) as answer:
             text = await answer.read()
             value = json.loads(text) if answer.content_type == "application/json" else text.decode()
             return Answer(answer.status, value, dict(answer.headers))
@@ -224,7 +228,17 @@ def made_credentials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def open_fabric(tmp_path: Path, made_credentials: Path) -> OpenFabric:
     """Opens the fabric of this test's folder, as often as wanted."""
-    folder = tmp_path / "fabric"
+    return opener(tmp_path / "fabric", made_credentials)
+
+
+@pytest.fixture(scope="module")
+def open_fabric_of_module(tmp_path_factory: pytest.TempPathFactory, made_credentials: Path) -> OpenFabric:
+    """Opens the fabric of a folder that the module's tests share."""
+    return opener(tmp_path_factory.mktemp("module") / "fabric", made_credentials)
+
+
+def opener(folder: Path, made_credentials: Path) -> OpenFabric:
+    """Opens the fabric of `folder`, with credentials that were made before."""
     folder.mkdir(mode=0o700)
     (folder / "credentials.json").write_bytes(made_credentials.read_bytes())
 
