@@ -88,16 +88,21 @@ class Admission:
             if not waiting.done():
                 waiting.set_exception(PoolFull("the platform is shutting down"))
 
-    def _place(self, revision: Revision) -> Permit | None:
-        slots = revision.limits.concurrency if revision.flavour == "google" else 1
-        free = [
+    def instances(self, revision_id: str) -> tuple[int, int]:
+        """How many workers of a revision live, and how many more calls they could take."""
+        mine = self._serving(revision_id)
+        return len(mine), sum(_slots(worker.revision) - worker.active for worker in mine)
+
+    def _serving(self, revision_id: str) -> list[Worker]:
+        return [
             worker
             for worker in self.workers
-            if worker.revision.id == revision.id
-            and worker.alive
-            and not worker.retired
-            and worker.active < slots
+            if worker.revision.id == revision_id and worker.alive and not worker.retired
         ]
+
+    def _place(self, revision: Revision) -> Permit | None:
+        slots = _slots(revision)
+        free = [worker for worker in self._serving(revision.id) if worker.active < slots]
         if free:  # the one used last: its pages are warm, and the others may expire
             chosen = max(free, key=lambda worker: (worker.active, worker.idle_since))
             chosen.active += 1
@@ -123,3 +128,8 @@ class Admission:
     def _charge(self, revision: Revision) -> int:
         # One that asks for more than there is runs alone instead of never.
         return min(revision.limits.memory_mb, self.memory_mb)
+
+
+def _slots(revision: Revision) -> int:
+    """Calls at once on one worker: an OpenWhisk runtime takes one."""
+    return revision.limits.concurrency if revision.flavour == "google" else 1

@@ -21,7 +21,8 @@ from fedkeeper.errors import PortTaken
 from fedkeeper.fabric.activations import Activations, InFlight
 from fedkeeper.fabric.bodies import BodyMalformed, BodyTooLarge, json_response, parse_object, read_body
 from fedkeeper.fabric.credentials import Credentials
-from fedkeeper.fabric.google_api import CloudFunctions, answer_google
+from fedkeeper.fabric.google_api import CloudFunctions
+from fedkeeper.fabric.google_rpc import answer_google
 from fedkeeper.fabric.model import Workers
 from fedkeeper.fabric.openwhisk_api import OpenWhisk, answer_openwhisk
 from fedkeeper.fabric.openwhisk_entities import Bounds
@@ -103,7 +104,7 @@ async def open_front(
             settings.images, settings.clock,
         )  # fmt: skip
         authority = Authority(issuer=url, private_key=credentials.signing_key, accounts=credentials.accounts)
-        functions = CloudFunctions(store, revisions, workers, authority, url)
+        functions = CloudFunctions(store, revisions, workers, authority, url, logs=folder / "builds")
         stack.push_async_callback(functions.close)
         triggers = Triggers(functions, workers, revisions, in_flight)
         stack.push_async_callback(triggers.close)
@@ -161,7 +162,7 @@ async def _dialects(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         if request.path in {"/", "/api/v1"} or request.path.startswith("/api/v1/"):
             return await answer_openwhisk(request, handler)
-        if request.path.startswith(("/v2/", "/upload/")):
+        if request.path.startswith("/v2/"):
             return await answer_google(request, handler)
         return await handler(request)
     except web.HTTPException:

@@ -1,81 +1,80 @@
-"""The Cloud Functions v2 REST API: upload, create, update, delete, get, list, operations."""
+"""The Cloud Functions v2 REST API: functions, and what belongs to them."""
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import time
-import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
-import structlog
 from aiohttp import web
 
-from fedkeeper.fabric import archives
 from fedkeeper.fabric import google_functions as rules
-from fedkeeper.fabric.bodies import (
-    MEGABYTE,
-    BodyMalformed,
-    BodyTooLarge,
-    json_response,
-    parse_object,
-    read_body,
-)
-from fedkeeper.fabric.google_functions import Refused
-from fedkeeper.fabric.model import PoolFull, Revision, Workers
+from fedkeeper.fabric import google_iam as iam
+from fedkeeper.fabric import google_lists as lists
+from fedkeeper.fabric.bodies import MEGABYTE, json_response, parse_object, read_body
+from fedkeeper.fabric.google_deployments import Deployments
+from fedkeeper.fabric.google_operations import TYPES, Operation, Operations, now_ms
+from fedkeeper.fabric.google_rpc import Refused, unauthenticated
+from fedkeeper.fabric.google_sources import KINDS, Sources
+from fedkeeper.fabric.model import Revision, Workers
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Document, Store
 from fedkeeper.fabric.tokens import Authority, TokenRefused, bearer
 
-log = structlog.get_logger(__name__)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-SOURCE_MAX_BYTES: Final = 100 * MEGABYTE
-_BODY_MAX_BYTES: Final = 4 * MEGABYTE
-_UPLOAD_LIFETIME_MS: Final = 30 * 60 * 1000
+_BODY_MAX_BYTES: Final = 10 * MEGABYTE
 _KEEP_MS: Final = 24 * 3600 * 1000
 _PARENT: Final = "/v2/projects/{project}/locations/{location}"
-_PAGE_MAX: Final = 1000
-_TYPES: Final = "type.googleapis.com"
-_INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _ABORTED, _INTERNAL = 3, 8, 10, 13  # google.rpc.Code
 
 
 class CloudFunctions:
-    """Handlers of everything under /v2, and of uploads. `base_url` is set when the port is known."""
+    """Handlers of everything under /v2, and of sources. `base_url` is set when the port is known."""
 
     def __init__(
-        self, store: Store, revisions: Revisions, workers: Workers, authority: Authority, base_url: str
+        self,
+        store: Store,
+        revisions: Revisions,
+        workers: Workers,
+        authority: Authority,
+        base_url: str,
+        *,
+        logs: Path,
     ) -> None:
         self.store = store
         self.authority = authority
-        self._revisions = revisions
-        self._workers = workers
         self._base_url = base_url
-        self._busy: set[str] = set()  # functions that an operation is working on
-        self._operations: set[asyncio.Task[None]] = set()
+        self._revisions = revisions
+        self._sources = Sources(store, base_url)
+        self._operations = Operations(store)
+        self._deployments = Deployments(store, revisions, workers, self.shown, logs)
 
     def routes(self) -> list[web.RouteDef]:
         """All routes, with their full paths."""
         functions = f"{_PARENT}/functions"
+        function = f"{functions}/{{function:[^/:]+}}"
         return [
+            *self._sources.routes(),
             web.post(f"{functions}:generateUploadUrl", self._generate_upload_url),
-            web.put("/upload/{token}", self._upload),
             web.post(functions, self._create),
             web.get(functions, self._list),
-            web.get(f"{functions}/{{function}}", self._get),
-            web.patch(f"{functions}/{{function}}", self._update),
-            web.delete(f"{functions}/{{function}}", self._delete),
+            web.get(function, self._get),
+            web.patch(function, self._update),
+            web.delete(function, self._delete),
+            web.post(f"{function}:generateDownloadUrl", self._generate_download_url),
+            web.get(f"{function}:getIamPolicy", self._get_policy),
+            web.post(f"{function}:setIamPolicy", self._set_policy),
+            web.post(f"{function}:testIamPermissions", self._test_permissions),
+            web.get(f"{_PARENT}/runtimes", self._list_runtimes),
             web.get(f"{_PARENT}/operations", self._list_operations),
             web.get(f"{_PARENT}/operations/{{operation}}", self._get_operation),
+            web.get("/v2/projects/{project}/locations", self._list_locations),
         ]
 
     @property
     def running(self) -> int:
         """How many operations have not ended."""
-        return len(self._operations)
+        return self._operations.running
 
     def url(self, name: str) -> str:
         """Where the function `name` ("projects/p/locations/l/functions/f") is invoked."""
@@ -84,301 +83,235 @@ class CloudFunctions:
 
     def revision(self, document: Document) -> Revision:
         """The function's serving revision, as workers know it."""
-        serving: Mapping[str, Any] = document.body["serving"]
-        return rules.revision(serving, document.revision, str(self._revisions.folder(document.revision)))
+        serving, number = document.body["serving"], document.body.get("number", 1)
+        folder = self._revisions.folder(document.revision)
+        return rules.revision(serving, document.revision, number, str(folder))
+
+    async def policy(self, document: Document) -> Mapping[str, Any] | None:
+        """The function's IAM policy; None if none was set."""
+        found = await self.store.get("iam", document.scope, document.name)
+        return found.body if found else None
 
     async def recover(self) -> None:
         """End what a fabric before us left half done: deployments fail, deletions are finished."""
         await self._forget_old()
-        for document in await self.store.after("operation", "", name="", limit=-1):
-            if not document.body["done"]:
-                error = {"code": _ABORTED, "message": "The fabric was stopped during the operation."}
-                await self.store.put(replace(document, body={**document.body, "done": True, "error": error}))
-        for document in await self.store.after("function", "", name="", limit=-1):
-            state = document.body["function"].get("state")
-            if state == "DELETING":
-                await self.store.remove("function", document.scope, document.name)
-            elif state == "DEPLOYING":
-                await self._settle(document, "The fabric was stopped during the deployment.")
+        await self._operations.recover()
+        await self._deployments.recover()
 
     async def close(self) -> None:
         """Stop the operations that run; `recover` ends them at the next start."""
-        for task in self._operations:
-            task.cancel()
-        await asyncio.gather(*self._operations, return_exceptions=True)
-
-    # --- uploads
-
-    async def _generate_upload_url(self, request: web.Request) -> web.Response:
-        parent = self._authorize(request)
-        await _object_body(request)
-        token, now = secrets.token_urlsafe(32), _now_ms()
-        bucket, name = f"gcf-v2-uploads-{request.match_info['project']}", f"{uuid.uuid4()}.zip"
-        body = {"object": f"{bucket}/{name}", "parent": parent, "expires_ms": now + _UPLOAD_LIFETIME_MS}
-        await self.store.put(Document(kind="upload-url", scope="", name=token, updated_ms=now, body=body))
-        return json_response(
-            {
-                "uploadUrl": f"{self._base_url}/upload/{token}",
-                "storageSource": {"bucket": bucket, "object": name},
-            }
-        )
-
-    async def _upload(self, request: web.Request) -> web.Response:
-        """Take the zip; the URL is the permission, as the platform's signed URLs are. It serves once."""
-        told = await self.store.get("upload-url", "", request.match_info["token"])
-        if told is None or told.body["expires_ms"] < _now_ms():
-            raise Refused(403, "The upload URL is not valid or has expired.")
-        content = await read_body(request, SOURCE_MAX_BYTES)
-        blob = await self.store.put_blob(content)
-        upload = Document(
-            kind="upload",
-            scope=told.body["parent"],
-            name=told.body["object"],
-            updated_ms=_now_ms(),
-            body={},
-            blob=blob,
-        )
-        await self.store.put(upload)
-        await self.store.remove("upload-url", "", told.name)
-        return web.Response(status=200)
+        await self._operations.close()
 
     # --- functions
 
     async def _create(self, request: web.Request) -> web.Response:
         parent = self._authorize(request)
         function_id, body = request.query.get("functionId", ""), await _object_body(request)
-        name = f"{parent}/functions/{function_id}"
-        now = rules.rfc3339(_now_ms())
-        function = rules.new_function(function_id, name, body, now)
-        with_source = await self._source(parent, function, None)
-        self._claim(name)
+        name, now = f"{parent}/functions/{function_id}", now_ms()
+        function = rules.new_function(function_id, name, body, rules.rfc3339(now))
+        blob, function = await self._source(parent, function, None)
+        self._operations.claim(name)
         try:
             if await self.store.get("function", parent, function_id) is not None:
-                raise Refused(409, f"Resource '{name}' already exists.")
+                raise Refused("ALREADY_EXISTS", f"Resource '{name}' already exists.")
+            deploying = {"function": {**function, "state": "DEPLOYING"}, "serving": None, "number": 0}
             document = Document(
-                kind="function", scope=parent, name=function_id, updated_ms=_now_ms(),
-                body={"function": {**function, "state": "DEPLOYING"}, "serving": None},
-            )  # fmt: skip
-            await self.store.put(document)
-            return await self._operate("create", document, partial(self._deploy, document, with_source))
+                kind="function", scope=parent, name=function_id, updated_ms=now, body=deploying
+            )
+            return await self._deploy("create", document, blob)
         except BaseException:
-            self._busy.discard(name)
+            self._operations.give_up(name)
             raise
 
     async def _update(self, request: web.Request) -> web.Response:
         parent = self._authorize(request)
-        body = await _object_body(request)
-        document = await self._document(parent, request.match_info["function"])
-        function = rules.updated_function(
-            document.body["function"], body, request.query.get("updateMask", "")
-        )
-        with_source = await self._source(parent, function, document)
-        self._claim(function["name"])
+        body, name = await _object_body(request), f"{parent}/functions/{request.match_info['function']}"
+        self._operations.claim(name)  # before it is read: nothing changes it from here on
         try:
-            document = replace(await self._document(parent, document.name), updated_ms=_now_ms())
-            changed = {"function": {**function, "state": "DEPLOYING"}, "serving": document.body["serving"]}
-            document = replace(document, body=changed)
-            await self.store.put(document)
-            return await self._operate("update", document, partial(self._deploy, document, with_source))
+            document = await self._document(request, parent)
+            function = rules.updated_function(
+                document.body["function"], body, request.query.get("updateMask", "")
+            )
+            blob, function = await self._source(parent, function, document)
+            deploying = {**document.body, "function": {**function, "state": "DEPLOYING"}}
+            return await self._deploy("update", replace(document, body=deploying, updated_ms=now_ms()), blob)
         except BaseException:
-            self._busy.discard(function["name"])
+            self._operations.give_up(name)
             raise
+
+    async def _deploy(self, verb: str, document: Document, blob: str) -> web.Response:
+        document, build = self._deployments.named(document)
+        await self.store.put(document)
+        work = partial(self._deployments.deploy, document=document, blob=blob)
+        return json_response(await self._operations.begin(verb, document.body["function"], work, build=build))
 
     async def _delete(self, request: web.Request) -> web.Response:
-        document = await self._document(self._authorize(request), request.match_info["function"])
-        name = document.body["function"]["name"]
-        self._claim(name)
+        parent = self._authorize(request)
+        name = f"{parent}/functions/{request.match_info['function']}"
+        self._operations.claim(name)
         try:
+            document = await self._document(request, parent)
             deleting = {**document.body, "function": {**document.body["function"], "state": "DELETING"}}
-            document = replace(document, body=deleting, updated_ms=_now_ms())
+            document = replace(document, body=deleting, updated_ms=now_ms())
             await self.store.put(document)
-            return await self._operate("delete", document, partial(self._destroy, document))
+            work = partial(self._destroy, document=document)
+            return json_response(await self._operations.begin("delete", document.body["function"], work))
         except BaseException:
-            self._busy.discard(name)
+            self._operations.give_up(name)
             raise
 
+    async def _destroy(self, operation: Operation, *, document: Document) -> Mapping[str, Any]:
+        await operation.stage("SERVICE", "IN_PROGRESS")
+        await self._deployments.destroy(document)
+        await operation.stage("SERVICE", "COMPLETE")
+        return {"response": {"@type": f"{TYPES}/google.protobuf.Empty"}}
+
     async def _get(self, request: web.Request) -> web.Response:
-        document = await self._document(self._authorize(request), request.match_info["function"])
-        return json_response(self._shown(document))
+        return json_response(self.shown(await self._document(request, self._authorize(request))))
 
     async def _list(self, request: web.Request) -> web.Response:
-        found, token = await self._page("function", self._authorize(request), request)
-        answer: dict[str, Any] = {"functions": [self._shown(document) for document in found]}
-        return json_response(answer | token)
+        found = await self._all("function", request)
+        return _page_of("functions", map(self.shown, found), request)
 
-    def _shown(self, document: Document) -> dict[str, Any]:
+    def shown(self, document: Document) -> dict[str, Any]:
+        """The function as the API answers it."""
         function = document.body["function"]
         dated = {**function, "updateTime": rules.rfc3339(document.updated_ms)}
-        return rules.shown(dated, self.url(function["name"]), document.revision)
+        return rules.shown(
+            dated, self.url(function["name"]), document.revision, document.body.get("number", 1)
+        )
 
-    # --- operations
+    # --- sources
+
+    async def _generate_upload_url(self, request: web.Request) -> web.Response:
+        parent = self._authorize(request)
+        await _object_body(request)
+        await self._forget_old()
+        return json_response(await self._sources.upload_url(parent))
+
+    async def _generate_download_url(self, request: web.Request) -> web.Response:
+        document = await self._document(request, self._authorize(request))
+        if not document.blob:
+            raise Refused("FAILED_PRECONDITION", "The function has no source that was deployed.")
+        return json_response(await self._sources.download_url(document))
+
+    async def _source(
+        self, parent: str, function: dict[str, Any], old: Document | None
+    ) -> tuple[str, dict[str, Any]]:
+        """sha256 of the source that the function names (an upload, or what it serves), and it resolved."""
+        build = function["buildConfig"]
+        source = build["source"]["storageSource"]
+        serving = old.body["serving"] if old else None
+        if old and serving and serving["buildConfig"]["source"]["storageSource"] == source:
+            return old.blob, function
+        blob, generation = await self._sources.blob(parent, source)
+        resolved = {**source, "generation": generation}
+        whole = {
+            **build,
+            "source": {"storageSource": resolved},
+            "sourceProvenance": {"resolvedStorageSource": resolved},
+        }
+        return blob, {**function, "buildConfig": whole}
+
+    # --- IAM
+
+    async def _get_policy(self, request: web.Request) -> web.Response:
+        document = await self._document(request, self._authorize(request))
+        return json_response(iam.shown(await self.policy(document)))
+
+    async def _set_policy(self, request: web.Request) -> web.Response:
+        document = await self._document(request, self._authorize(request))
+        body = await _object_body(request)
+        policy = iam.new_policy(await self.policy(document), body)
+        await self.store.put(
+            Document(kind="iam", scope=document.scope, name=document.name, updated_ms=now_ms(), body=policy)
+        )
+        return json_response(iam.shown(policy))
+
+    async def _test_permissions(self, request: web.Request) -> web.Response:
+        parent = self._authorize(request)
+        held = iam.held(await _object_body(request))
+        found = await self.store.get("function", parent, request.match_info["function"])
+        return json_response({"permissions": held} if held and found else {})
+
+    # --- operations, runtimes, locations
 
     async def _get_operation(self, request: web.Request) -> web.Response:
         parent = self._authorize(request)
         found = await self.store.get("operation", parent, request.match_info["operation"])
         if found is None:
-            raise Refused(404, "The operation was not found.")
+            raise Refused("NOT_FOUND", "The operation was not found.")
         return json_response(found.body)
 
     async def _list_operations(self, request: web.Request) -> web.Response:
-        found, token = await self._page("operation", self._authorize(request), request)
-        return json_response({"operations": [document.body for document in found]} | token)
+        found = await self._all("operation", request)
+        return _page_of("operations", (document.body for document in found), request)
 
-    async def _operate(
-        self, verb: str, document: Document, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]
-    ) -> web.Response:
-        """Begin a long-running operation; its answer says done: false, and `work` ends it."""
-        name = document.body["function"]["name"]
-        operation_id = f"operation-{uuid.uuid4()}"
-        metadata = {
-            "@type": f"{_TYPES}/google.cloud.functions.v2.OperationMetadata",
-            "createTime": rules.rfc3339(_now_ms()), "target": name, "verb": verb, "apiVersion": "v2",
-        }  # fmt: skip
-        body = {"name": f"{document.scope}/operations/{operation_id}", "metadata": metadata, "done": False}
-        operation = Document(
-            kind="operation", scope=document.scope, name=operation_id, updated_ms=_now_ms(), body=body
+    async def _list_runtimes(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        fits = lists.parse_filter(request.query.get("filter", ""))
+        return json_response({"runtimes": [runtime for runtime in rules.runtimes() if fits(runtime)]})
+
+    async def _list_locations(self, request: web.Request) -> web.Response:
+        """Those that are in use: every name is a location here."""
+        project = self._project(request)
+        everything = await self.store.after("function", "", name="", limit=-1)
+        mine = {one.scope.split("/")[3] for one in everything if one.scope.split("/")[1] == project}
+        places = (
+            {
+                "name": f"projects/{project}/locations/{location}",
+                "locationId": location,
+                "labels": {"cloud.googleapis.com/region": location},
+                "metadata": {
+                    "@type": f"{TYPES}/google.cloud.functions.v2.LocationMetadata",
+                    "environments": ["GEN_2"],
+                },
+            }
+            for location in mine
         )
-        await self.store.put(operation)
-        task = asyncio.create_task(self._finish(operation, name, work))
-        self._operations.add(task)
-        task.add_done_callback(self._operations.discard)
-        return json_response(body)
-
-    async def _finish(
-        self, operation: Document, name: str, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]
-    ) -> None:
-        try:
-            outcome = await work()
-        except Exception as exc:  # noqa: BLE001 - an operation must end, whatever went wrong inside the fabric
-            log.error("operation failed inside the fabric", function=name, error=repr(exc))
-            outcome = {"error": {"code": _INTERNAL, "message": "The fabric could not finish the operation."}}
-        finally:
-            self._busy.discard(name)
-        ended = {**operation.body["metadata"], "endTime": rules.rfc3339(_now_ms())}
-        body = {**operation.body, "metadata": ended, "done": True, **outcome}
-        await self.store.put(replace(operation, body=body, updated_ms=_now_ms()))
-        await self._forget_old()
-
-    async def _deploy(self, document: Document, blob: str) -> dict[str, Any]:
-        """Build a revision from the source; if it comes up it serves, else what served before goes on."""
-        function = document.body["function"]
-        revision_id = uuid.uuid4().hex
-        revision = rules.revision(function, revision_id, str(self._revisions.folder(revision_id)))
-        code = _INVALID_ARGUMENT
-        try:
-            archive = await self.store.blob(blob)
-            await self._revisions.make(revision_id, partial(archives.extract, archive))
-            problem = await self._workers.check(revision)
-        except archives.ArchiveRefused as exc:
-            problem = f"Build failed: {exc}"
-        except PoolFull:
-            problem, code = "Build failed: no worker was free and the queue is full.", _RESOURCE_EXHAUSTED
-        except Exception as exc:  # noqa: BLE001 - the function must not stay DEPLOYING for ever
-            log.error("deployment failed inside the fabric", function=function["name"], error=repr(exc))
-            problem = "Build failed: the fabric could not start the function."
-        if problem:
-            await self._revisions.retire(revision_id)
-            await self._settle(document, problem)
-            return {"error": {"code": code, "message": problem}}
-        active = {key: value for key, value in function.items() if key != "stateMessages"} | {
-            "state": "ACTIVE"
-        }
-        body = {"function": active, "serving": active}
-        served = replace(document, body=body, revision=revision_id, blob=blob, updated_ms=_now_ms())
-        await self.store.put(served)
-        await self._revisions.retire(document.revision)
-        typed = {"@type": f"{_TYPES}/google.cloud.functions.v2.Function", **self._shown(served)}
-        return {"response": typed}
-
-    async def _settle(self, document: Document, problem: str) -> None:
-        """A deployment failed: the function is FAILED, or as it was if it has a revision that serves."""
-        message = {"severity": "ERROR", "type": "DeploymentFailed", "message": problem}
-        serving = document.body["serving"]
-        function = serving or {**document.body["function"], "state": "FAILED"}
-        body = {"function": {**function, "stateMessages": [message]}, "serving": serving}
-        await self.store.put(replace(document, body=body, updated_ms=_now_ms()))
-
-    async def _destroy(self, document: Document) -> dict[str, Any]:
-        await self.store.remove("function", document.scope, document.name)
-        await self._revisions.retire(document.revision)
-        return {"response": {"@type": f"{_TYPES}/google.protobuf.Empty"}}
+        return _page_of("locations", places, request)
 
     # --- shared
 
+    async def _all(self, kind: str, request: web.Request) -> list[Document]:
+        """All documents of a location, or with the location `-` of all of them."""
+        parent = self._authorize(request)
+        if not parent.endswith("/locations/-"):
+            return await self.store.after(kind, parent, name="", limit=-1)
+        everything = await self.store.after(kind, "", name="", limit=-1)
+        return [document for document in everything if document.scope.startswith(parent[:-1])]
+
     async def _forget_old(self) -> None:
         """What nobody will ask for any more: old operations, uploads and their URLs."""
-        for kind in ("operation", "upload", "upload-url"):
-            await self.store.forget(kind, before_ms=_now_ms() - _KEEP_MS)
+        for kind in ("operation", *KINDS):
+            await self.store.forget(kind, before_ms=now_ms() - _KEEP_MS)
 
     def _authorize(self, request: web.Request) -> str:
-        """The parent ("projects/p/locations/l"), if the caller may work in it. Refused 401, 403."""
-        project, location = request.match_info["project"], request.match_info["location"]
+        """The parent ("projects/p/locations/l"), if the caller may work in it. Refused."""
+        return f"projects/{self._project(request)}/locations/{request.match_info['location']}"
+
+    def _project(self, request: web.Request) -> str:
+        project = request.match_info["project"]
         try:
             caller = self.authority.api_caller(bearer(request.headers.get("Authorization")))
         except TokenRefused as exc:
-            words = "Request had invalid authentication credentials. Expected OAuth 2 access token."
-            raise Refused(401, f"{words} ({exc})") from exc
+            raise unauthenticated(str(exc)) from exc
         if caller.project != project:
-            raise Refused(403, f"Permission denied on resource project {project[:100]}.")
-        return f"projects/{project}/locations/{location}"
+            raise Refused("PERMISSION_DENIED", f"Permission denied on resource project {project[:100]}.")
+        return project
 
-    async def _document(self, parent: str, function_id: str) -> Document:
+    async def _document(self, request: web.Request, parent: str) -> Document:
+        function_id = request.match_info["function"]
         found = await self.store.get("function", parent, function_id)
         if found is None:
-            raise Refused(404, f"Resource '{parent}/functions/{function_id[:100]}' was not found")
+            raise Refused("NOT_FOUND", f"Resource '{parent}/functions/{function_id[:100]}' was not found")
         return found
 
-    async def _source(self, parent: str, function: Mapping[str, Any], old: Document | None) -> str:
-        """sha256 of the source that the function names: an upload, or what it serves now. Refused 400."""
-        source = function["buildConfig"]["source"]["storageSource"]
-        serving = old.body["serving"] if old else None
-        if old and serving and serving["buildConfig"]["source"]["storageSource"] == source:
-            return old.blob
-        place = f"{source['bucket']}/{source['object']}"
-        upload = await self.store.get("upload", parent, place)
-        if upload is None:
-            raise Refused(400, f"Source object gs://{place[:200]} was not found: upload it first.")
-        return upload.blob
 
-    def _claim(self, name: str) -> None:
-        if name in self._busy:
-            raise Refused(
-                409, f"Unable to queue the operation: an operation on {name} is in progress.", "ABORTED"
-            )
-        self._busy.add(name)
-
-    async def _page(
-        self, kind: str, parent: str, request: web.Request
-    ) -> tuple[list[Document], dict[str, str]]:
-        asked = request.query.get("pageSize", "0")
-        size = (
-            min(int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 9 else 0, _PAGE_MAX) or 100
-        )
-        found = await self.store.after(kind, parent, name=request.query.get("pageToken", ""), limit=size + 1)
-        return found[:size], {"nextPageToken": found[size - 1].name} if len(found) > size else {}
-
-
-async def answer_google(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer with the platform's error bodies, whatever the handler raises."""
-    try:
-        return await handler(request)
-    except Refused as exc:
-        status, words, rpc_status = exc.status, exc.words, exc.rpc_status
-    except BodyTooLarge as exc:
-        status, words, rpc_status = 413, f"Request payload size exceeds the limit: {exc.allowed} bytes.", ""
-    except BodyMalformed as exc:
-        status, words, rpc_status = 400, f"Invalid JSON payload received. {exc}", ""
-    except web.HTTPException as exc:
-        status, words, rpc_status = exc.status, exc.reason, ""
-    refused = Refused(status, words, rpc_status)
-    error = {"code": status, "message": refused.words, "status": refused.rpc_status}
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return json_response({"error": error}, status=status, headers=headers)
+def _page_of(key: str, items: Iterable[lists.Item], request: web.Request) -> web.Response:
+    found, token = lists.page(items, request.query, scope=request.path)
+    return json_response({key: found} | ({"nextPageToken": token} if token else {}))
 
 
 async def _object_body(request: web.Request) -> dict[str, Any]:
     return parse_object(await read_body(request, _BODY_MAX_BYTES))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import verdict
 from fedkeeper.fabric.calling import Leases, completed, not_run, now_ms, open_log
+from fedkeeper.fabric.google_instances import Gates
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, Ran, Revision
 from fedkeeper.fabric.output import ActivationLog
 from fedkeeper.fabric.verdict import APPLICATION_ERROR, DEVELOPER_ERROR, MEMORY_EXHAUSTED, SUCCESS
@@ -20,8 +22,8 @@ TIMED_OUT = "upstream request timeout"
 LOST = "The request failed because the connection to the instance had an error."
 
 
-async def serve(leases: Leases, revision: Revision, request: HttpRequest) -> HttpResponse:
-    """Pass a request to an instance. Raises PoolFull.
+async def serve(leases: Leases, gates: Gates, revision: Revision, request: HttpRequest) -> HttpResponse:
+    """Pass a request to an instance. Raises PoolFull, also when no instance had room in time.
 
     413 above 32 MiB; 500 for an exception (`X-Google-Status: crash`, by the functions framework), a death or
     a load that failed; 504 at the time limit. Then the instance is killed, with the other requests on it: the
@@ -31,10 +33,25 @@ async def serve(leases: Leases, revision: Revision, request: HttpRequest) -> Htt
     if len(request.body) > REQUEST_BYTES_MAX:
         problem = f"request of {len(request.body)} bytes, {REQUEST_BYTES_MAX} are allowed"
         return _plain(413, problem, not_run(accepted_ms, problem))
-    try:
-        worker, cold = await leases.lease(revision)
-    except ServiceError as exc:
-        return _plain(500, str(exc), not_run(accepted_ms, str(exc)))
+    async with gates.enter(revision) as arrived:
+        try:
+            worker, cold = await leases.lease(revision)
+        except ServiceError as exc:
+            return _plain(500, str(exc), not_run(accepted_ms, str(exc)))
+        if not cold:
+            arrived()
+        return await _serve(leases, worker, request, accepted_ms, started=arrived, cold=cold)
+
+
+async def _serve(
+    leases: Leases,
+    worker: Worker,
+    request: HttpRequest,
+    accepted_ms: int,
+    *,
+    started: Callable[[], None],
+    cold: bool,
+) -> HttpResponse:
     start_ms, init_ms = now_ms(), None
     status, result, timed_out, spoilt = DEVELOPER_ERROR, {"error": NOT_STARTED}, False, True
     log = open_log(worker)
@@ -42,6 +59,7 @@ async def serve(leases: Leases, revision: Revision, request: HttpRequest) -> Htt
     try:
         loaded = not cold or await _start(worker, log)
         init_ms = now_ms() - start_ms if cold else None
+        started()
         if loaded:
             answer = await _pass(worker, request, log)
             status, result = _judge(answer)

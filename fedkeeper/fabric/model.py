@@ -15,7 +15,8 @@ class Limits:
     timeout_ms: int = 60_000
     memory_mb: int = 256
     logs_mb: int = 10
-    concurrency: int = 1
+    concurrency: int = 1  # calls at once on one worker
+    instances: int = 100  # Cloud Functions: workers of one revision at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

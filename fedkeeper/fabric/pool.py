@@ -21,6 +21,7 @@ from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import google_calls, openwhisk_calls
 from fedkeeper.fabric.admission import Admission
 from fedkeeper.fabric.cgroups import Cgroups
+from fedkeeper.fabric.google_instances import PENDING_S, Gates
 from fedkeeper.fabric.inside import processes
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, Ran, Revision
 from fedkeeper.fabric.preload import Zygote, base_environment, find_node, preload_for
@@ -41,6 +42,7 @@ class Bounds:
     idle_s: float
     spares: int
     disk_mb: int
+    pending_s: float
 
 
 class Pool:
@@ -53,6 +55,7 @@ class Pool:
         self._python = python
         self._node = node
         self._admission = Admission(bounds.memory_mb, bounds.queue_max)
+        self._gates = Gates(self._admission.instances, pending_s=bounds.pending_s)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -71,6 +74,7 @@ class Pool:
         idle_s: float,
         spares: int = 1,
         disk_mb: int = 512,
+        pending_s: float = PENDING_S,
         python: str = sys.executable,
         node: str = "",
     ) -> AsyncIterator[Pool]:
@@ -78,13 +82,19 @@ class Pool:
 
         `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for memory;
         `idle_s`: seconds after which a warm worker ends; `spares`: processes that each zygote keeps ready;
-        `disk_mb`: what a worker may have on disk; `python`: interpreter of the functions, which find in it
+        `disk_mb`: what a worker may have on disk; `pending_s`: seconds that a request waits for an instance
+        when its function has as many as it may (PoolFull then); `python`: interpreter of the functions, which find in it
         what their requirements.txt names; `node`: program of the node actions, the first that is found if
         empty. Open it on the thread that lives as long as the pool: the kernel ends the zygotes with that
         thread.
         """
         bounds = Bounds(
-            memory_mb=memory_mb, queue_max=queue_max, idle_s=idle_s, spares=spares, disk_mb=disk_mb
+            memory_mb=memory_mb,
+            queue_max=queue_max,
+            idle_s=idle_s,
+            spares=spares,
+            disk_mb=disk_mb,
+            pending_s=pending_s,
         )
         await asyncio.to_thread(_lay_out, folder)
         cgroups = await asyncio.to_thread(Cgroups.open, folder)
@@ -106,7 +116,7 @@ class Pool:
 
     async def serve(self, revision: Revision, request: HttpRequest) -> HttpResponse:
         """Pass one HTTP request to an instance of a Cloud Function (504 at its time limit). PoolFull."""
-        return await self._own(google_calls.serve(self, revision, request))
+        return await self._own(google_calls.serve(self, self._gates, revision, request))
 
     async def check(self, revision: Revision) -> str:
         """Start one instance of a Cloud Function: empty if it comes up, else why it failed. PoolFull."""
@@ -264,11 +274,11 @@ def _instance_environment(revision: Revision) -> dict[str, str]:
         return {}
     service = revision.name.rpartition("/")[2]
     return {
-        **revision.environment,
         "FUNCTION_TARGET": revision.entry,
         "FUNCTION_SIGNATURE_TYPE": "http",
         "K_SERVICE": service,
         "K_CONFIGURATION": service,
         "K_REVISION": revision.id,
         "PORT": "8080",
+        **revision.environment,
     }

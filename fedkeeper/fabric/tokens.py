@@ -6,6 +6,7 @@ assertion that asks the token endpoint for another token, and the ID and access 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,18 +48,26 @@ class Authority:
     accounts: Mapping[str, Mapping[str, Any]] = field(repr=False)  # project -> service account JSON
     _signer: Any = field(init=False, repr=False)
     _own_key: bytes = field(init=False, repr=False)
-    _keys: dict[str, tuple[bytes, str]] = field(init=False, repr=False)
+    _key_id: str = field(init=False, repr=False)
+    _keys: dict[str, tuple[bytes, str, str]] = field(init=False, repr=False)  # email -> key, its ID, project
 
     def __post_init__(self) -> None:
-        self._signer = crypt.RSASigner.from_string(self.private_key, "fabric")
         self._own_key = public_pem(self.private_key)
+        self._key_id = hashlib.sha1(
+            self._own_key, usedforsecurity=False
+        ).hexdigest()  # 40 digits, as Google's
+        self._signer = crypt.RSASigner.from_string(self.private_key, self._key_id)
         self.replace(self.accounts)
 
     def replace(self, accounts: Mapping[str, Mapping[str, Any]]) -> None:
         """Take another set of service accounts."""
         self.accounts = accounts
         self._keys = {
-            str(account["client_email"]): (public_pem(account["private_key"]), project)
+            str(account["client_email"]): (
+                public_pem(account["private_key"]),
+                str(account.get("private_key_id", "")),
+                project,
+            )
             for project, account in accounts.items()
         }
 
@@ -76,6 +85,10 @@ class Authority:
     def function_caller(self, token: str, audience: str) -> Identity:
         """Who calls a function, by an ID token of ours for exactly that URL. TokenRefused."""
         return self._issued(token, audience)
+
+    def certificates(self) -> dict[str, str]:
+        """The public keys that verify our tokens, by key ID (PEM)."""
+        return {self._key_id: self._own_key.decode()}
 
     def grant(self, assertion: str) -> dict[str, Any]:
         """The token endpoint's answer: an ID token for a `target_audience`, else an access token."""
@@ -101,18 +114,18 @@ class Authority:
         return str(jwt.encode(self._signer, claims).decode())
 
     def _issued(self, token: str, audience: str) -> Identity:
-        claims = _verified(token, self._own_key, audience)
+        claims = _verified(token, self._own_key, self._key_id, audience)
         email = str(claims.get("email"))
         if claims.get("iss") != self.issuer or email not in self._keys:
             raise TokenRefused("the token was issued by or to somebody else")
-        return Identity(email=email, project=self._keys[email][1])
+        return Identity(email=email, project=self._keys[email][2])
 
     def _self_signed(self, token: str) -> tuple[Identity, Mapping[str, Any]]:
         email = str(_unverified(token).get("iss"))
         if email not in self._keys:
             raise TokenRefused("the token's issuer is not known")
-        key, project = self._keys[email]
-        claims = _verified(token, key, None)
+        key, key_id, project = self._keys[email]
+        claims = _verified(token, key, key_id, None)
         if claims.get("sub", email) != email or claims["exp"] - claims["iat"] > LIFETIME_S + _SKEW_S:
             raise TokenRefused("the token is for another subject, or lives too long")
         return Identity(email=email, project=project), claims
@@ -140,28 +153,43 @@ def bearer(header: str | None) -> str:
 
 
 def _unverified(token: str) -> Mapping[str, Any]:
-    return _decode(token, None, None)
+    return _decode(token, None, "", None)
 
 
-def _verified(token: str, key: bytes, audience: str | None) -> Mapping[str, Any]:
-    return _decode(token, key, audience)
+def _verified(token: str, key: bytes, key_id: str, audience: str | None) -> Mapping[str, Any]:
+    return _decode(token, key, key_id, audience)
 
 
-def _decode(token: str, key: bytes | None, audience: str | None) -> Mapping[str, Any]:
-    """The claims; with a `key`, after signature, times and audience were checked."""
+def _decode(token: str, key: bytes | None, key_id: str, audience: str | None) -> Mapping[str, Any]:
+    """The claims; with a `key`, after key ID, signature, times and audience were checked."""
     if not token or len(token) > _TOKEN_MAX_CHARS:
         raise TokenRefused("there is no token, or it is too long")
     try:
-        if jwt.decode_header(token).get("alg") != "RS256":  # the caller does not choose how it is verified
+        header = jwt.decode_header(token)
+        if header.get("alg") != "RS256":  # the caller does not choose how it is verified
             raise TokenRefused("the token is not signed with RS256")
+        if key is not None and header.get("kid", key_id) != key_id:
+            raise TokenRefused("the token names a key that is not its issuer's")
         claims = jwt.decode(
             token, certs=key, verify=key is not None, audience=audience, clock_skew_in_seconds=_SKEW_S
         )
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         # google-auth checks shapes only in part: of a hostile token it may raise any of these
-        raise TokenRefused(
-            "the token is malformed, expired, for another audience or not signed by its issuer"
-        ) from exc
+        raise TokenRefused(_why(exc)) from exc
     if not isinstance(claims, Mapping):
         raise TokenRefused("the token has no claims")
     return claims
+
+
+def _why(exc: Exception) -> str:
+    """What is wrong with a token, without anything of it: google-auth's texts quote its claims."""
+    text = str(exc)
+    for mark, words in (
+        ("Token expired", "the token has expired"),
+        ("used too early", "the token is not valid yet: compare the clocks"),
+        ("wrong audience", "the token is for another audience"),
+        ("verify token signature", "the token is not signed by its issuer's key"),
+    ):
+        if mark in text:
+            return words
+    return "the token is malformed"

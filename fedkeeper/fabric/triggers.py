@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import re
 import secrets
 from dataclasses import replace
@@ -16,9 +15,12 @@ from aiohttp import web
 from fedkeeper.fabric.activations import InFlight
 from fedkeeper.fabric.bodies import MEGABYTE, BodyMalformed, BodyTooLarge, json_response, read_body
 from fedkeeper.fabric.google_api import CloudFunctions
+from fedkeeper.fabric.google_iam import may_invoke
+from fedkeeper.fabric.google_pages import page, rate_exceeded
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, PoolFull, Revision, Workers
 from fedkeeper.fabric.records import SUCCESS, limits_body, records
 from fedkeeper.fabric.revisions import Revisions
+from fedkeeper.fabric.store import Document
 from fedkeeper.fabric.tokens import GRANT_TYPE, TokenRefused, bearer
 
 log = structlog.get_logger(__name__)
@@ -50,6 +52,7 @@ class Triggers:
         base = "/fn/{project}/{location}/{function}"
         return [
             web.post("/token", self._token),
+            web.get("/oauth2/v1/certs", self._certs),
             web.route("*", base, self._serve),
             web.route("*", base + "/{rest:.*}", self._serve),
         ]
@@ -80,31 +83,42 @@ class Triggers:
             return json_response({"error": "invalid_grant", "error_description": str(exc)}, status=400)
         return json_response(answer, headers={"Cache-Control": "no-store"})
 
+    async def _certs(self, request: web.Request) -> web.Response:
+        """The keys that sign ID tokens, by key ID, as google.oauth2.id_token.verify_token fetches them."""
+        del request
+        certificates = self._functions.authority.certificates()
+        return json_response(certificates, headers={"Cache-Control": "public, max-age=3600"})
+
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         project, location, function = (request.match_info[key] for key in ("project", "location", "function"))
-        name = f"projects/{project}/locations/{location}/functions/{function}"
-        refusal = self._refusal(request, project, self._functions.url(name))
-        if refusal is not None:
-            return refusal
-        try:
-            body = await read_body(request, REQUEST_MAX_BYTES)
-        except BodyTooLarge:
-            return _page(413, "Request Entity Too Large")
-        except BodyMalformed as exc:
-            return _page(400, str(exc))
-        document = await self._functions.store.get("function", name.rpartition("/functions/")[0], function)
+        document = await self._functions.store.get(
+            "function", f"projects/{project}/locations/{location}", function
+        )
         if (
             document is None
             or not document.body["serving"]
             or document.body["function"]["state"] == "DELETING"
         ):
-            return _page(404, "Page not found")
-        # Nothing is awaited between here and the task's own hold on the revision.
+            return page(404, request.rel_url.raw_path)
+        with self._revisions.use(document.revision):  # from here on an update does not take it away
+            return await self._pass_on(request, document)
+
+    async def _pass_on(self, request: web.Request, document: Document) -> web.StreamResponse:
+        path = request.rel_url.raw_path
+        refused = await self._refused(request, document)
+        if refused:
+            return page(refused, path)
         try:
-            with self._in_flight, self._revisions.use(document.revision):
+            body = await read_body(request, REQUEST_MAX_BYTES)
+        except BodyTooLarge:
+            return page(413, path)
+        except BodyMalformed:
+            return page(400, path)
+        try:
+            with self._in_flight:
                 return await self._execute(self._functions.revision(document), _request(request, body))
         except PoolFull:
-            return _page(429, "Rate exceeded.")
+            return rate_exceeded()
 
     async def _execute(self, revision: Revision, request: HttpRequest) -> web.Response:
         # The handler is not cancelled when its client goes away (see front.py), so neither is this.
@@ -117,10 +131,10 @@ class Triggers:
             raise
         except Exception as exc:  # noqa: BLE001 - a fault of the pool is this execution's, not the fabric's
             log.error("execution failed inside the fabric", function=revision.name, error=repr(exc))
-            return _page(500, "Internal Server Error")
+            return page(500, request.path)
         await self._record(revision, request.headers[EXECUTION_HEADER], answer)
         if len(answer.body) > RESPONSE_MAX_BYTES:
-            return _page(500, "Response size was too large.")
+            return page(500, request.path)
         response = web.Response(status=answer.status, body=answer.body)
         for key, value in answer.headers.items():
             if key.lower() not in _HOP_BY_HOP:
@@ -145,28 +159,39 @@ class Triggers:
         await store.begin(key, told["namespace"], revision.name, answer.ran.start_ms, told)
         await store.end(key, answer.ran.start_ms, summary, full)
 
-    def _refusal(self, request: web.Request, project: str, url: str) -> web.Response | None:
-        token = bearer(request.headers.get("Authorization"))
-        words = f"Your client does not have permission to get URL {request.path} from this server."
-        if not token:
-            return _page(403, words)
-        try:
-            caller = self._functions.authority.function_caller(token, url)
-        except TokenRefused as exc:
-            refusal = _page(401, f"{words} ({exc})")
-            problem = (
-                'Bearer error="invalid_token" error_description="The access token could not be verified"'
-            )
-            refusal.headers["WWW-Authenticate"] = problem
-            return refusal
-        return None if caller.project == project else _page(403, words)
+    async def _refused(self, request: web.Request, document: Document) -> int:
+        """The status that turns the caller away; 0: it may invoke.
+
+        401: the token is not one for this function. 403: no token, or one of somebody who may not.
+        """
+        name, email = document.body["function"]["name"], ""
+        token = _token(request)
+        if token:
+            try:
+                caller = self._functions.authority.function_caller(token, self._functions.url(name))
+            except TokenRefused as exc:
+                log.info("ID token refused", function=name, why=str(exc))
+                return 401
+            if caller.project == name.split("/")[1]:
+                return 0
+            email = caller.email
+        return 0 if may_invoke(await self._functions.policy(document), email=email) else 403
+
+
+def _token(request: web.Request) -> str:
+    """The ID token, which may stand apart where the function has an Authorization header of its own."""
+    apart = request.headers.get("X-Serverless-Authorization")
+    return bearer(apart if apart is not None else request.headers.get("Authorization"))
 
 
 def _request(request: web.Request, body: bytes) -> HttpRequest:
     headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP}
-    token = bearer(headers.get("Authorization"))
     # As Cloud Run does: the function may read who called, and cannot call others with the token.
-    headers["Authorization"] = f"Bearer {token.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
+    for name in ("X-Serverless-Authorization", "Authorization"):
+        token = bearer(request.headers.get(name))
+        if token:
+            headers[name] = f"Bearer {token.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
+            break
     given = headers.pop(EXECUTION_HEADER, "")
     headers[EXECUTION_HEADER] = (
         given if re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", given) else secrets.token_hex(6)
@@ -176,10 +201,3 @@ def _request(request: web.Request, body: bytes) -> HttpRequest:
     return HttpRequest(
         method=request.method, path=f"{path}?{query}" if query else path, headers=headers, body=body
     )
-
-
-def _page(status: int, words: str) -> web.Response:
-    text = (
-        f"<html><head><title>{status}</title></head><body><h1>Error: {html.escape(words)}</h1></body></html>"
-    )
-    return web.Response(status=status, text=text, content_type="text/html")

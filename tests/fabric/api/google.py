@@ -27,8 +27,9 @@ class Caller:
             client_options={"api_endpoint": fabric.url},
         )
 
-    def upload(self, archive):
-        told = self.client.generate_upload_url({"parent": PARENT, "environment": 2}, timeout=10)
+    def upload(self, archive, location="here"):
+        parent = f"projects/demo/locations/{location}"
+        told = self.client.generate_upload_url({"parent": parent, "environment": 2}, timeout=10)
         sent = urllib.request.Request(
             told.upload_url, archive, {"content-type": "application/zip"}, method="PUT"
         )
@@ -36,9 +37,9 @@ class Caller:
             assert answer.status == 200
         return told.storage_source
 
-    def function(self, name, source, **service):
+    def function(self, name, source, location="here", **service):
         return functions_v2.Function(
-            name=f"{PARENT}/functions/{name}",
+            name=f"projects/demo/locations/{location}/functions/{name}",
             build_config={
                 "runtime": "python311",
                 "entry_point": "hello",
@@ -49,11 +50,15 @@ class Caller:
         )
 
     def create(self, name, archive, **service):
-        function = self.function(name, self.upload(archive), **service)
-        operation = self.client.create_function(
-            {"parent": PARENT, "function": function, "function_id": name}, timeout=10
-        )
-        return operation.result(timeout=20, retry=SOON)
+        return self.create_from(name, self.upload(archive), **service)
+
+    def create_from(self, name, source, location="here", **service):
+        return self.begin(name, source, location, **service).result(timeout=20, retry=SOON)
+
+    def begin(self, name, source, location="here", **service):
+        function = self.function(name, source, location, **service)
+        request = {"parent": f"projects/demo/locations/{location}", "function": function, "function_id": name}
+        return self.client.create_function(request, timeout=10)
 
     def invoke(self, url, body, audience=None, **headers):
         identity = service_account.IDTokenCredentials.from_service_account_info(
