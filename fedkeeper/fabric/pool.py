@@ -83,10 +83,10 @@ class Pool:
         `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for memory;
         `idle_s`: seconds after which a warm worker ends; `spares`: processes that each zygote keeps ready;
         `disk_mb`: what a worker may have on disk; `pending_s`: seconds that a request waits for an instance
-        when its function has as many as it may (PoolFull then); `python`: interpreter of the functions, which find in it
-        what their requirements.txt names; `node`: program of the node actions, the first that is found if
-        empty. Open it on the thread that lives as long as the pool: the kernel ends the zygotes with that
-        thread.
+        when its function has as many as it may (PoolFull then); `python`: interpreter of the functions,
+        which find in it what their requirements.txt names; `node`: program of the node actions, the first
+        that is found if empty. Open it on the thread that lives as long as the pool: the kernel ends the
+        zygotes with that thread.
         """
         bounds = Bounds(
             memory_mb=memory_mb,
