@@ -160,6 +160,7 @@ class Lab:
     clients: int = 6
     rounds: int = 3
     lease_s: float = 0.6
+    functions_mb: int = 8192  # sum of the memory limits of the functions' instances
     keepers_changes: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -203,7 +204,9 @@ class Lab:
         embedded = self.folder / "embedded"
         store = await open_embedded_mongo(embedded / "mongo", database="lab", collection="w", linger_s=10)
         stack.push_async_callback(store.close)
-        fabric = await open_fabric(embedded / "fabric", namespaces=["ow"], projects=[], linger_s=10)
+        fabric = await open_fabric(
+            embedded / "fabric", namespaces=["ow"], projects=[], memory_mb=self.functions_mb, linger_s=10
+        )
         stack.push_async_callback(fabric.close)
         self._store = store.address
         self.mongo: MongoClient[Json] = MongoClient(**mongo.client_options(store.address))
@@ -318,7 +321,11 @@ class Lab:
         return {
             "version": 1,
             "name": "lab",
-            "embedded": {"data_dir": str(self.folder / "embedded"), "linger_s": 10},
+            "embedded": {
+                "data_dir": str(self.folder / "embedded"),
+                "memory_mb": self.functions_mb,
+                "linger_s": 10,
+            },
             "logs": {"folder": str(self.folder / "logs")},
             "keepers": {
                 "embedded": False,
