@@ -6,21 +6,27 @@ Faults: `kill` (kill -9, started again once another conducts), `freeze` (SIGSTOP
 then SIGCONT), `partition` (no packet between it and the other keepers, healed after the lease; store,
 functions and API stay in its reach, which is the hardest case for fencing).
 
-After each fault the run must end as an undisturbed one of the same seed: every round committed once, every
-update counted once, no client trained twice, the same weights; and all keepers must know the same.
+A run suffers several faults, one after the other, in an order drawn from the seed; the next one comes when
+all keepers are up again. Each run must end as an undisturbed one of the same seed: every round committed
+once, every update counted once, no client trained twice, the same weights after each round; and all keepers
+must know the same. `majority`: two of three are killed; the one that is left must say so and decide nothing
+until they are back.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
 import signal
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,80 +41,42 @@ from benchmarks.lab import (
     in_own_network,
     wait_for,
 )
+from benchmarks.moments import BEGINNING, MOMENTS, await_moment, check, ended, ready, undisturbed
 
-ROUND = 2  # in which the fault happens; the functions are warm by then
-TRIES_MAX = 5  # for one count of a cell, if its moment was missed
-ENDED = ("finished", "failed", "stopped")
-
-Moment = Callable[[Lab, Json], bool]
+FAULTS = ("kill", "freeze", "partition", "majority")
+ROUNDS = 16  # of a run
 
 
-def _in_round(run: Json) -> bool:
-    return bool(run["phase"] == "training" and run["round"] == ROUND)
-
-
-def _statuses(run: Json) -> set[str]:
-    return {one["status"] for one in attempts(run)}
-
-
-MOMENTS: dict[str, Moment] = {
-    "deploying": lambda _, run: run["phase"] == "deploying",
-    "selecting": lambda _, run: _in_round(run) and _statuses(run) == {"sending"} and not run["updates"],
-    "invoking": lambda _, run: _in_round(run) and "sending" in _statuses(run) and "running" in _statuses(run),
-    "waiting": lambda _, run: _in_round(run) and _statuses(run) == {"running"} and not run["updates"],
-    "updates arriving": lambda _, run: _in_round(run) and bool(run["updates"]) and bool(attempts(run)),
-    "aggregating": lambda _, run: run["phase"] == "aggregating" and run["round"] == ROUND,
-    "committing": lambda lab, run: (
-        run["phase"] == "aggregating"
-        and run["round"] == ROUND
-        and any(lab.has_outcome(one["key"]) for one in attempts(run))
-    ),
-}
-
-
-@dataclass
+@dataclass(frozen=True)
 class Cell:
-    """What became of one fault in one phase."""
+    """One fault in one phase."""
 
     fault: str
     moment: str
-    done: int = 0
-    missed: int = 0  # the phase was over before the fault came
-    conductor_ms: list[float] = field(default_factory=list)  # until another keeper conducts
-    invocation_ms: list[float] = field(default_factory=list)  # until a platform takes the next invocation
-    violations: list[str] = field(default_factory=list)
-
-    def row(self) -> list[str]:
-        """For a table."""
-        return [
-            self.fault,
-            self.moment,
-            str(self.done),
-            str(len(self.violations)),
-            _spread(self.conductor_ms),
-            _spread(self.invocation_ms),
-        ]
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
-        return "-"
-    ordered = sorted(values)
-    return (
-        f"{statistics.median(ordered):.0f} / {ordered[min(len(ordered) - 1, int(len(ordered) * 0.98))]:.0f}"
-    )
+@dataclass
+class Done:
+    """A fault that happened, and how long it took until all went on. Times of the log and of its events."""
+
+    fault: str
+    moment: str
+    run: str
+    round: int
+    conductor_ms: float | None = None  # from the fault to the next conductor's first command, committed
+    invocation_ms: float | None = None  # from there to the next invocation, where one is due at once
 
 
 @contextmanager
 def harmed(lab: Lab, victim: KeeperProcess, fault: str) -> Iterator[None]:
     """The fault happens on entry; afterwards the keeper is whole again."""
+    begun = time.monotonic()
     if fault == "kill":
         victim.signal(signal.SIGKILL)
     elif fault == "freeze":
         victim.signal(signal.SIGSTOP)
     else:
         cut_off(victim.host, [one.host for one in lab.keepers if one is not victim])
-    begun = time.monotonic()
     try:
         yield
     finally:
@@ -122,139 +90,130 @@ def harmed(lab: Lab, victim: KeeperProcess, fault: str) -> Iterator[None]:
                 heal()
 
 
-def once(lab: Lab, cell: Cell, expected: str) -> bool:
-    """One fault. False: its moment was missed (the run is still checked)."""
-    wait_for(lambda: ready(lab), "all keepers to be up", limit_s=60)
-    before = lab.status()
-    assert before is not None
-    victim = lab.conductor()
-    run_name = lab.submit()
-    seen = wait_for(
-        lambda: _now_or_never(lab, victim, run_name, cell.moment),
-        f"{run_name}: {cell.moment}",
-        every_s=0.0005,
-    )
-    hit = seen == "now"
-    if hit:
-        at_ms, begun = time.time_ns() // 1_000_000, time.monotonic()
-        with harmed(lab, victim, cell.fault):
-            status = wait_for(lambda: _another(lab, victim), "another conductor", every_s=0.001)
-            cell.conductor_ms.append((time.monotonic() - begun) * 1000)
-            del status
-        run = _ended(lab, run_name)
-        sent = [one["sent_ms"] for one in run["ended"] if one["sent_ms"] > at_ms]
-        if sent and cell.moment in ("deploying", "selecting", "invoking"):
-            cell.invocation_ms.append(min(sent) - at_ms)
-    else:
-        run = _ended(lab, run_name)
-    cell.violations += [f"{run_name}: {problem}" for problem in check(lab, run_name, run, expected)]
-    lab.forget(run_name)
-    return hit
+class Matrix:
+    """Works off the cells that are left to do."""
+
+    def __init__(self, lab: Lab, expected: Sequence[str], cells: Iterable[Cell]) -> None:
+        """`cells`: in this order, each as often as it is to be done."""
+        self.done: list[Done] = []
+        self.missed = 0  # the run was over before the moment came
+        self.violations: list[str] = []
+        self._lab = lab
+        self._expected = expected
+        all_of_them = list(cells)
+        self._beginning = deque(cell for cell in all_of_them if cell.moment == BEGINNING)
+        self._later = deque(cell for cell in all_of_them if cell.moment != BEGINNING)
+
+    @property
+    def left(self) -> int:
+        """Faults that are still to happen."""
+        return len(self._beginning) + len(self._later)
+
+    def one_run(self) -> None:
+        """One run, with as many faults as fit into it."""
+        lab = self._lab
+        wait_for(lambda: ready(lab), "all keepers to be up", every_s=0.05)
+        victim = lab.conductor()
+        name = lab.submit()
+        before = len(self.done)
+        if self._beginning:
+            self._take(self._beginning, victim, name)
+        while self._later:
+            wait_for(lambda: ready(lab), "all keepers to be up", every_s=0.05)
+            if not self._take(self._later, lab.conductor(), name):
+                break
+        problems = check(lab, name, ended(lab, name), self._expected)
+        faults = ", ".join(f"{one.fault} while {one.moment}" for one in self.done[before:])
+        self.violations += [f"{name} ({faults}): {problem}" for problem in problems]
+        lab.forget(name)
+
+    def _take(self, cells: deque[Cell], victim: KeeperProcess, name: str) -> bool:
+        """The next fault. False: the run was over before its moment came."""
+        cell = cells[0]
+        run = await_moment(self._lab, victim, name, cell.moment)
+        if run is None:
+            self.missed += 1
+            return False
+        done = Done(cell.fault, cell.moment, name, run["round"])
+        if cell.fault == "majority":
+            self.violations += [f"{name} (majority lost): {problem}" for problem in self._lose(victim, name)]
+        elif not self._harm(done, victim):
+            self.missed += 1
+            return True
+        cells.popleft()
+        self.done.append(done)
+        return True
+
+    def _harm(self, done: Done, victim: KeeperProcess) -> bool:
+        """False: somebody else conducted already when the fault came."""
+        lab = self._lab
+        at_ms = time.time() * 1000
+        with harmed(lab, victim, done.fault):
+            conducts_ms = wait_for(
+                lambda: _conducts_since_ms(lab, victim, at_ms), "another conductor", every_s=0.005
+            )
+            if conducts_ms < at_ms:
+                return False
+            done.conductor_ms = round(conducts_ms - at_ms, 1)
+            if done.moment in ("selecting", "invoking"):
+                survivor = next(one for one in lab.keepers if one is not victim)
+                sent = wait_for(
+                    lambda: _sent_ms(lab, survivor, done, conducts_ms), "its invocations", every_s=0.01
+                )
+                if sent[0]:
+                    done.invocation_ms = round(sent[0] - conducts_ms, 1)
+        return True
+
+    def _lose(self, victim: KeeperProcess, name: str) -> list[str]:
+        """Two of three die: the cluster pauses, says so, and goes on when they are back."""
+        lab = self._lab
+        left = next(one for one in lab.keepers if one is not victim)
+        dead = [one for one in lab.keepers if one is not left]
+        for keeper in dead:
+            keeper.signal(signal.SIGKILL)
+        status = wait_for(lambda: _with_problem(left), "the one that is left to say that it is alone")
+        problems = [] if "majority" in status["problem"] else [f"it says: {status['problem']!r}"]
+        before = _progress(lab, left, name)
+        time.sleep(2 * lab.lease_s)
+        if _progress(lab, left, name) != before:
+            problems.append("the run did not pause")
+        for keeper in dead:
+            keeper.start()
+        return problems
 
 
-def _now_or_never(lab: Lab, victim: KeeperProcess, run_name: str, moment: str) -> str:
-    run = lab.run_seen_by(victim, run_name)
-    if run is None:
-        return ""
-    if MOMENTS[moment](lab, run):
-        return "now"
-    over = (
-        run["phase"] in ENDED
-        or run["round"] > ROUND
-        or (moment == "deploying" and run["phase"] != "deploying")
-    )
-    return "never" if over else ""
-
-
-def _another(lab: Lab, victim: KeeperProcess) -> Json | None:
+def _conducts_since_ms(lab: Lab, victim: KeeperProcess, at_ms: float) -> float:
+    """Since when another keeper than `victim` conducts; 0: none does yet."""
+    found = [
+        since
+        for keeper in lab.keepers
+        if keeper is not victim
+        for event in lab.events(keeper)
+        if event["event"] == "conducting"
+        and (since := datetime.fromisoformat(event["at"]).timestamp() * 1000) >= at_ms
+    ]
+    if found:
+        return min(found)
     status = lab.status(but=victim.name)
-    return status if status is not None and status["conductor"] not in ("", victim.name) else None
+    if status is None or status["conductor"] in ("", victim.name) or status["conductor_since_ms"] > at_ms:
+        return 0.0
+    return float(status["conductor_since_ms"])
 
 
-def _ended(lab: Lab, run_name: str) -> Json:
-    def ended() -> Json | None:
-        for keeper in lab.keepers:
-            run = lab.run_seen_by(keeper, run_name) if keeper.alive else None
-            if run is not None and run["phase"] in ENDED:
-                return run
+def _sent_ms(lab: Lab, keeper: KeeperProcess, done: Done, after_ms: float) -> tuple[float] | None:
+    """When the first of the round's clients was invoked after that, once it is known; (0,): none was."""
+    run = lab.run_seen_by(keeper, done.run)
+    if run is None:
         return None
-
-    run = wait_for(ended, f"{run_name} to end", limit_s=120, every_s=0.02)
-    assert isinstance(run, dict)
-    return run
-
-
-def ready(lab: Lab) -> bool:
-    """Whether every keeper is up and knows the leader."""
-    return all(keeper.alive for keeper in lab.keepers) and lab.leader() is not None
+    ours = [one for one in (*run["ended"], *attempts(run)) if one["round"] == done.round and one["client"]]
+    if any(one["status"] in ("sending", "pending") for one in ours):
+        return None
+    return (min((one["sent_ms"] for one in ours if one["sent_ms"] >= after_ms), default=0),)
 
 
-def check(lab: Lab, run_name: str, run: Json, expected: str) -> list[str]:
-    """What is wrong with a run that has ended; nothing, if all is as it must be."""
-    problems = []
-    if run["phase"] != "finished":
-        problems.append(f"{run['phase']}: {run['reason']}")
-    rounds = [record["round"] for record in run["history"]]
-    if rounds != list(range(1, lab.rounds + 1)):
-        problems.append(f"committed rounds {rounds}")
-    counted = [key for record in run["history"] for key in record["updates"]]
-    if len(counted) != len(set(counted)) or len(counted) != lab.rounds * lab.clients:
-        problems.append(f"{len(counted)} updates counted, {len(set(counted))} of them different")
-    if expected and (run["weights"] or {}).get("sha256") != expected:
-        problems.append("other weights than the undisturbed run's")
-    again = [key for key in lab.claims(run_name) if not key.endswith("/a0")]
-    if again:
-        problems.append(f"worked on again: {', '.join(again)}")
-    wait_for(lambda: ready(lab), "all keepers to be up again", limit_s=60)
-    try:
-        wait_for(
-            lambda: len({_known(lab, one, run_name) for one in lab.keepers}) == 1, "agreement", limit_s=30
-        )
-    except LabError:
-        problems.append("the keepers do not know the same")
-    return problems
-
-
-def _known(lab: Lab, keeper: KeeperProcess, run_name: str) -> str:
-    return json.dumps(lab.run_seen_by(keeper, run_name), sort_keys=True)
-
-
-def undisturbed(lab: Lab) -> str:
-    """The hash of the weights that a run ends with when nothing happens."""
-    run_name = lab.submit()
-    run = _ended(lab, run_name)
-    problems = check(lab, run_name, run, "")
-    if problems:
-        raise LabError(f"the undisturbed run: {'; '.join(problems)}")
-    lab.forget(run_name)
-    return str(run["weights"]["sha256"])
-
-
-def majority_lost(lab: Lab, expected: str) -> list[str]:
-    """Two of three die in mid-round: the cluster pauses, says so, and goes on when one is back."""
-    victim = lab.conductor()
-    run_name = lab.submit()
-    wait_for(
-        lambda: (
-            _now_or_never(lab, victim, run_name, "waiting")
-            or _now_or_never(lab, victim, run_name, "invoking")
-        ),
-        "the second round",
-        every_s=0.001,
-    )
-    left = next(one for one in lab.keepers if one is not victim)
-    dead = [one for one in lab.keepers if one is not left]
-    for keeper in dead:
-        keeper.signal(signal.SIGKILL)
-    status = wait_for(lambda: _with_problem(left), "the one that is left to say that there is no majority")
-    problems = [] if "majority" in status["problem"] else [f"it says: {status['problem']!r}"]
-    time.sleep(2)
-    run = lab.run_seen_by(left, run_name)
-    if run is None or run["phase"] in ENDED:
-        problems.append("the run did not pause")
-    for keeper in dead:
-        keeper.start()
-    return problems + check(lab, run_name, _ended(lab, run_name), expected)
+def _progress(lab: Lab, keeper: KeeperProcess, run_name: str) -> tuple[str, int, int]:
+    run = lab.run_seen_by(keeper, run_name)
+    return ("", 0, 0) if run is None else (run["phase"], run["round"], len(run["updates"]))
 
 
 def _with_problem(keeper: KeeperProcess) -> Json | None:
@@ -262,21 +221,51 @@ def _with_problem(keeper: KeeperProcess) -> Json | None:
     return status if status is not None and status["problem"] else None
 
 
-HEADER = [
-    "fault",
-    "phase",
-    "times",
-    "violations",
-    "next conductor, ms (p50 / p98)",
-    "next invocation, ms (p50 / p98)",
-]
+# --- the report -----------------------------------------------------------------------------------
 
 
-def markdown(cells: list[Cell], notes: list[str]) -> str:
-    """The table for docs/faults.md."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(cell.row()) + " |" for cell in cells]
-    return "\n".join([*lines, "", *notes, ""])
+def _spread(values: Iterable[float | None]) -> str:
+    ordered = sorted(one for one in values if one is not None)
+    if not ordered:
+        return "-"
+    at = [ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.95, 0.99)]
+    return " / ".join(f"{one:.0f}" for one in at)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def markdown(done: Sequence[Done], faults: Sequence[str], moments: Sequence[str]) -> list[str]:
+    """What was done, and how long it took until all went on."""
+    counted = [
+        [moment, *(str(sum(one.fault == fault and one.moment == moment for one in done)) for fault in faults)]
+        for moment in moments
+    ]
+    groups = [(fault, [one for one in done if one.fault == fault]) for fault in faults]
+    times = [
+        [fault, str(len(ones)), _spread(o.conductor_ms for o in ones), _spread(o.invocation_ms for o in ones)]
+        for fault, ones in [*groups, ("all", list(done))]
+    ]
+    return [
+        *_table(["faults while", *faults], counted),
+        "",
+        *_table(["p50 / p95 / p99, ms", "faults", "next command", "next invocation, after that"], times),
+    ]
+
+
+HEAD = """# The fault matrix
+`python -m benchmarks.faults --times {times} --seed {seed} --markdown docs/faults.md`, {date}: {what}
+
+**{violations} violation(s).** A violation is a run that does not end as an undisturbed one of the same
+seed: each round committed once, each update counted once, no client trained twice, the same weights after
+each round, all keepers of one mind.
+"""
+
+TAIL = """*next command*: from the fault to the first committed command of the next conductor, its claim.
+*next invocation*: from there until a platform has taken the next one, where one is due (selecting, invoking).
+Measured on {where}.
+"""
 
 
 def main() -> int:
@@ -285,47 +274,64 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--times", type=int, default=1, help="faults per cell")
-    parser.add_argument("--faults", default="kill,freeze,partition")
+    parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--moments", default=",".join(MOMENTS))
+    parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
     parser.add_argument("--folder", type=Path, help="keep everything here [default: a temporary folder]")
     parser.add_argument("--placement", default="raft")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
     chosen = parser.parse_args()
     in_own_network()
+    faults, moments = chosen.faults.split(","), chosen.moments.split(",")
+    cells = [
+        Cell(fault, moment) for fault in faults if fault != "majority" for moment in moments
+    ] * chosen.times
+    if "majority" in faults:  # so often in all, in each phase in turn
+        cells += [Cell("majority", moments[number % len(moments)]) for number in range(chosen.times)]
+    random.Random(chosen.seed).shuffle(cells)  # noqa: S311 - no secret
+    begun, loads = time.monotonic(), [os.getloadavg()[0]]
     with TemporaryDirectory(prefix="faults") as scratch:
-        lab = Lab(chosen.folder or Path(scratch), keepers_changes={"placement": chosen.placement})
-        cells = [
-            Cell(fault, moment) for fault in chosen.faults.split(",") for moment in chosen.moments.split(",")
-        ]
+        lab = Lab(
+            chosen.folder or Path(scratch), rounds=ROUNDS, keepers_changes={"placement": chosen.placement}
+        )
         with lab.opened():
             expected = undisturbed(lab)
-            print(f"undisturbed: {expected[:16]}…", flush=True)
-            for cell in cells:
-                _fill(lab, cell, chosen.times, expected)
-                print("  ".join(cell.row()), f"({cell.missed} missed)", flush=True)
-                for violation in cell.violations:
-                    print(f"  VIOLATION {violation}", flush=True)
-            paused = majority_lost(lab, expected)
-            print(f"majority lost: {len(paused)} violation(s) {paused}", flush=True)
-    total = sum(len(cell.violations) for cell in cells) + len(paused)
+            matrix = Matrix(lab, expected, cells)
+            try:
+                while matrix.left:
+                    matrix.one_run()
+                    loads.append(os.getloadavg()[0])
+                    _tell(matrix, begun)
+            except LabError as exc:  # the cluster does not go on: the worst of all
+                matrix.violations.append(f"{exc}\n{lab.said()}")
+    minutes = (time.monotonic() - begun) / 60
+    report = markdown(matrix.done, faults, moments)
+    print(*report, *matrix.violations, sep="\n")
+    print(f"{len(matrix.done)} faults, {len(matrix.violations)} violation(s)")
     if chosen.json:
-        chosen.json.write_text(json.dumps([vars(cell) for cell in cells], indent=1))
+        chosen.json.write_text(json.dumps([asdict(one) for one in matrix.done], indent=1))
     if chosen.markdown:
-        chosen.markdown.write_text(
-            markdown(cells, [f"Two of three keepers dead in mid-round: {len(paused)} violation(s)."])
+        load = f"{os.cpu_count()} processors, nice {os.nice(0)}, load {min(loads):.1f} to {max(loads):.1f}"
+        what = (
+            f"{len(matrix.done)} faults to the conductor of three keepers, or to it and another one, "
+            f"in {minutes:.0f} minutes."
         )
-    print(f"{sum(cell.done for cell in cells)} faults, {total} violation(s)")
-    return 1 if total else 0
+        date = time.strftime("%Y-%m-%d")
+        head = HEAD.format(
+            times=chosen.times, seed=chosen.seed, date=date, what=what, violations=len(matrix.violations)
+        )
+        chosen.markdown.write_text("\n".join([head, *report, "", TAIL.format(where=load)]))
+    return 1 if matrix.violations else 0
 
 
-def _fill(lab: Lab, cell: Cell, times: int, expected: str) -> None:
-    for _ in range(times):
-        for _ in range(TRIES_MAX):
-            if once(lab, cell, expected):
-                cell.done += 1
-                break
-            cell.missed += 1
+def _tell(matrix: Matrix, begun: float) -> None:
+    spent_s = time.monotonic() - begun
+    print(
+        f"{spent_s:6.0f} s  {len(matrix.done)} faults, {matrix.left} left, {matrix.missed} missed, "
+        f"{len(matrix.violations)} violation(s), load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

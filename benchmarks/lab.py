@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -61,10 +62,16 @@ def in_own_network() -> None:
     )
 
 
-def cut_off(host: str, others: list[str]) -> None:
-    """No packet passes between `host` and `others`, in either direction, without any notice to them."""
-    for other in others:
-        for one, two in ((host, other), (other, host)):
+def cut_off(host: str, others: list[str], *, directions: str = "both") -> None:
+    """No packet passes between `host` and `others`, without any notice to them.
+
+    `directions`: both; or only those `from` the host, or `to` it.
+    """
+    ways = [(host, other) for other in others if directions != "to"]
+    ways += [(other, host) for other in others if directions != "from"]
+    known = subprocess.run(["ip", "rule"], capture_output=True, text=True, check=True).stdout
+    for one, two in ways:
+        if f"from {one} to {two} blackhole" not in known:  # it may be cut off from there already
             _ip("rule", "add", "pref", "10", "from", one, "to", two, "blackhole")
 
 
@@ -172,6 +179,7 @@ class Lab:
         ]
         self.config_path = self.folder / "config.yaml"
         self._submitted = 0
+        self._events_read: dict[str, int] = {}  # bytes
         self._store: StoreAddress | None = None
 
     @contextmanager
@@ -188,6 +196,9 @@ class Lab:
                     keeper.start()
                 wait_for(self.leader, "a leader of all keepers", limit_s=90)
                 yield self
+            except LabError as exc:
+                exc.add_note(self.said())
+                raise
             finally:
                 for keeper in self.keepers:
                     if keeper.alive:
@@ -211,6 +222,11 @@ class Lab:
         self._store = store.address
         self.mongo: MongoClient[Json] = MongoClient(**mongo.client_options(store.address))
         stack.callback(self.mongo.close)
+
+    def said(self) -> str:
+        """The last lines of every keeper."""
+        outs = [(keeper.name, self.folder / f"{keeper.name}.out") for keeper in self.keepers]
+        return "\n".join(f"{name}: {path.read_text()[-3000:]}" for name, path in outs if path.exists())
 
     # --- what can be seen -------------------------------------------------------------------------
 
@@ -255,6 +271,18 @@ class Lab:
         assert self._store is not None
         names = mongo.Names(self._store.collection)
         return self.mongo[self._store.database][names.outcomes].find_one({"_id": key}) is not None
+
+    def events(self, keeper: KeeperProcess) -> list[Json]:
+        """What a keeper has written to its own events.jsonl since the last call."""
+        path = self.folder / "embedded" / "keepers" / "lab" / keeper.name / "events.jsonl"
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            file.seek(self._events_read.get(keeper.name, 0))
+            lines = file.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._events_read[keeper.name] = self._events_read.get(keeper.name, 0) + len(whole)
+        return [json.loads(line) for line in whole.splitlines() if line]
 
     # --- what can be done -------------------------------------------------------------------------
 
