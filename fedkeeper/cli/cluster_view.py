@@ -154,6 +154,8 @@ def _note(name: str, one: KeeperStatus | None, said: Status | None, overview: Ov
         return said.problem
     if one is not None and not one.alive and one.reason:
         return f"counts as lost: {one.reason}"
+    if one is not None and one.reason:
+        return one.reason
     return ""
 
 

@@ -161,6 +161,11 @@ class Keepers(Section):
         default=1.5,
         description="a conductor that has had no commit confirmed for this long stops acting (seconds)",
     )
+    cannot_conduct_max_s: Annotated[PositiveFloat, Number] = Field(
+        default=60.0,
+        description="a keeper that cannot conduct (its store refuses it, say) leaves it to the others and"
+        " tries again after 1 s, then after twice as long each time, at most after this (seconds)",
+    )
     propose_timeout_s: Annotated[PositiveFloat, Number] = Field(
         default=10.0, description="a command, from proposal to confirmation (seconds)"
     )

@@ -45,6 +45,10 @@ def started(state: State, command: KeeperStarted) -> Applied:
         started_ms=command.at_ms,
         seen_ms=command.at_ms,
     )
+    if known is not None and known.started_ms == command.at_ms:  # it only says so again
+        info = replace(
+            info, unfit=known.unfit, unfit_times=known.unfit_times, unfit_until_ms=known.unfit_until_ms
+        )
     return _with(state, info)
 
 
@@ -95,9 +99,28 @@ def claim(state: State, command: ClaimConductor) -> Applied:
             conductor_since_ms=state.now_ms,
             conductor_rounds=0,
             pinned=command.pinned,
+            keepers=_fitness(state, command),
             runs={name: rounds.taken_over(run, state.now_ms) for name, run in state.runs.items()},
         )
     )
+
+
+def _fitness(state: State, command: ClaimConductor) -> Mapping[str, KeeperInfo]:
+    """The keepers, after the conductor so far could conduct, or could not. By hand, one is to try at once."""
+    keepers = dict(state.keepers)
+    before = keepers.get(state.conductor)
+    if before is not None and command.unfit:
+        keepers[before.name] = replace(
+            before,
+            unfit=command.unfit[:TEXT_CHARS_MAX],
+            unfit_times=1 if state.conductor_rounds else before.unfit_times + 1,
+            unfit_until_ms=state.now_ms + command.unfit_ms,
+        )
+    elif before is not None and state.conductor_rounds:
+        keepers[before.name] = replace(before, unfit="", unfit_times=0, unfit_until_ms=0)
+    if command.pinned and command.keeper in keepers:
+        keepers[command.keeper] = replace(keepers[command.keeper], unfit_until_ms=0)
+    return keepers
 
 
 def _with(state: State, info: KeeperInfo) -> Applied:
@@ -158,9 +181,13 @@ def choose(state: State, policy: Policy, *, leader: str, now_ms: int) -> Choice 
     stays = state.conductor in alive
     if stays and state.pinned:
         return None
+    if fit := [name for name in alive if rest_ms(state, name, now_ms) == 0]:
+        alive = fit
+    elif stays:
+        return None  # it tries again when its time has come
     match policy.placement:
         case Placement.RAFT:
-            choice = Choice(keeper=leader, why=f"{leader} leads")
+            choice = _leader(state, alive, leader)
         case Placement.ROTATE:
             choice = _next(state, policy, alive, leader, now_ms) if stays else _first(state, alive, leader)
         case Placement.LATENCY:
@@ -168,6 +195,25 @@ def choose(state: State, policy: Policy, *, leader: str, now_ms: int) -> Choice 
     if choice.keeper == state.conductor:
         return None
     return choice if stays else replace(choice, why=choice.why + _gone(state))
+
+
+def rest_ms(state: State, keeper: str, now_ms: int) -> int:
+    """For how long others shall conduct, because this keeper could not; 0: it may."""
+    known = state.keepers.get(keeper)
+    return 0 if known is None else max(0, known.unfit_until_ms - now_ms)
+
+
+# raft
+
+
+def _leader(state: State, fit: list[str], leader: str) -> Choice:
+    if leader in fit:
+        return Choice(keeper=leader, why=f"{leader} leads")
+    if state.conductor in fit:
+        return Choice(keeper=state.conductor, why=state.conductor_why)
+    keeper = _after(state.conductor, fit)
+    known = state.keepers.get(leader)
+    return Choice(keeper=keeper, why=f"{leader} leads, but cannot conduct: {known.unfit if known else ''}")
 
 
 def _gone(state: State) -> str:

@@ -189,6 +189,9 @@ class KeeperInfo:
     reason: str = ""  # why it counts as lost
     measured: bool = False  # it has, since it was started
     latencies: Mapping[str, float] = field(default_factory=dict)  # ms, by "keeper/k2"; absent: not reached
+    unfit: str = ""  # why it could not conduct when it last did
+    unfit_times: int = 0  # in a row
+    unfit_until_ms: int = 0  # others conduct until then, if any can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +245,8 @@ class ClaimConductor:
     at_ms: int
     why: str = ""  # for people
     pinned: bool = False  # by hand: stays until this keeper is lost, or a claim without it
+    unfit: str = ""  # why the conductor so far cannot conduct; empty: it could
+    unfit_ms: int = 0  # for how long others shall try
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ over, and claims anew when it was cut off, frozen or started again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
 from fedkeeper.core.conducting import Choice, Policy
 from fedkeeper.core.machine import ENDED
-from fedkeeper.core.model import Applied, ClaimConductor, Command, Phase, Run, State
+from fedkeeper.core.model import Applied, ClaimConductor, Command, KeeperInfo, Phase, Run, State
 from fedkeeper.errors import (
     ClusterError,
     EpochOver,
@@ -25,17 +26,19 @@ from fedkeeper.errors import (
     NoLeader,
 )
 from fedkeeper.keeper.engine import Engine, Tools
-from fedkeeper.keeper.leading import Claimed, Leading
+from fedkeeper.keeper.leading import KNOWS_UNFIT, Claimed, Leading
 from fedkeeper.keeper.lease import Lease, Seconds, since_boot_s
 from fedkeeper.keeper.proposing import AGAIN_S
 from fedkeeper.replication.base import ClusterLog
+from fedkeeper.replication.codec import cluster_version
 
 log = structlog.get_logger(__name__)
 
 GRACE_S = 0.5  # for a conductor that hands over to tell what its platforms have taken
 QUIET_S = 2.0  # for its last effects to end before it hands over
 REFRESH_S = 1.0  # after a takeover, before its functions are compared with this keeper's settings
-CANNOT_S = 1.0  # before a keeper that cannot conduct has another one try
+CANNOT_S = 1.0  # the first time that a keeper cannot conduct, others try for so long; then twice as long
+TIMES_MAX = 20  # doublings: more would be no number of seconds
 CLAIMS_MAX = 5  # for a handover by hand: somebody else's claims may come in between
 
 
@@ -50,13 +53,16 @@ class Conducting:
         tools: Tools,
         policy: Policy,
         lease_s: float,
+        cannot_s: tuple[float, float] = (CANNOT_S, 60.0),
         seconds: Seconds = since_boot_s,
     ) -> None:
+        """`cannot_s`: the first and the longest pause before a keeper that cannot conduct tries again."""
         self.problem = ""  # why this keeper does not conduct although it should, for people
         self._keeper = keeper
         self._log = log
         self._tools = tools
         self._lease_s = lease_s
+        self._cannot_s = cannot_s
         self._seconds = seconds
         self._engine: Engine | None = None
         self._claims: dict[int, Claimed] = {}  # epochs that were claimed here, until they are conducted
@@ -111,7 +117,9 @@ class Conducting:
         for _ in range(CLAIMS_MAX):
             state = self._log.state
             choice = self._by_hand(state, to)
-            applied = await self._leading.claim(choice.keeper, why=choice.why, pinned=to is not None)
+            applied = await self._leading.claim(
+                choice.keeper, of=state, why=choice.why, pinned=to is not None
+            )
             if not applied.rejected:
                 return
         raise MembershipRefused("others kept taking over in between", hint="ask again")
@@ -133,7 +141,7 @@ class Conducting:
         if not others:
             raise NoLeader("no other keeper is up")
         to = status.leader if status.leader in others else others[0]
-        await self._leading.claim(to, why=f"{to} conducts: {why}")
+        await self._leading.claim(to, of=state, why=f"{to} conducts: {why}")
 
     def _others(self, state: State) -> list[str]:
         """Keepers that live, as far as is known, and that this one is connected to."""
@@ -171,6 +179,8 @@ class Conducting:
                 await self._wake.wait()
             elif self._log.state.epoch <= self._first_epoch:
                 await self._claim_again("it was started again")
+            elif (rest_s := self._leading.rest_s(self._keeper)) > 0:
+                await self._rest(rest_s)
             else:
                 await self._work()
 
@@ -223,7 +233,7 @@ class Conducting:
         while self._log.state.epoch == state.epoch:
             try:
                 await self._leading.claim(
-                    self._keeper, why=f"{self._keeper} conducts on: {why}", pinned=state.pinned
+                    self._keeper, of=state, why=f"{self._keeper} conducts on: {why}", pinned=state.pinned
                 )
             except KeeperStopped:
                 raise
@@ -240,27 +250,50 @@ class Conducting:
             log.warning("the pause is over")
         self.problem = problem
 
+    async def _rest(self, seconds: float) -> None:
+        """Nobody can conduct: pause, unless somebody is asked to by hand, or another one can again."""
+        why = self._known(self._log.state).unfit
+        self.problem = f"no keeper can conduct: {why}; trying again in {seconds:.0f} s"
+        log.warning("pause", problem=self.problem)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    def _known(self, state: State) -> KeeperInfo:
+        return state.keepers.get(self._keeper) or KeeperInfo(name=self._keeper, api="", version=0)
+
     async def _give_away(self, exc: FedKeeperError) -> None:
-        """Have another keeper conduct, because this one cannot. Alone, raise `exc`."""
+        """Have another keeper conduct, because this one cannot. Alone, raise `exc`.
+
+        If none of the others could either, the one whose pause ends first is next: it may be this one.
+        """
         state = self._log.state
         others = self._others(state)
         if not others:
             raise exc
-        await self._tools.clock.sleep(
-            CANNOT_S
-        )  # or keepers that all cannot would pass it round without a pause
-        to = others[state.epoch % len(others)]  # not always the same one, in case that it cannot either
+        times = 0 if state.conductor_rounds else self._known(state).unfit_times
+        first_s, longest_s = self._cannot_s
+        pause_s = min(first_s * 2 ** min(times, TIMES_MAX), longest_s)
+        rests = {name: self._leading.rest_s(name) for name in others} | {self._keeper: pause_s}
+        least = min(rests.values())
+        first = [name for name in others if rests[name] == least] or [self._keeper]
+        to = first[state.epoch % len(first)]
         log.error("this keeper cannot conduct, another one shall", to=to, problem=str(exc))
         self.problem = f"cannot conduct: {exc}"
+        if cluster_version(state) < KNOWS_UNFIT:  # nobody can be told to wait
+            await self._tools.clock.sleep(first_s)
         try:
-            applied = await self._leading.claim(to, why=f"{self._keeper} cannot: {exc}", pinned=True)
+            await self._leading.claim(
+                to,
+                of=state,
+                why=f"{self._keeper} cannot: {exc}",
+                unfit=str(exc),
+                unfit_ms=round(pause_s * 1000),
+            )
         except KeeperStopped:
             raise
         except (ClusterError, JournalUnconfirmed):
             await self._claim_again("nobody else could")
-            return
-        if applied.rejected:
-            self.problem = ""
 
     # --- functions as this keeper wants them -------------------------------------------------------
 

@@ -21,11 +21,13 @@ from fedkeeper.core.model import (
     Attempt,
     AttemptStatus,
     Command,
+    DeleteValue,
     FunctionsDeployed,
     Intent,
     Invoke,
     Kind,
     Prune,
+    PutValue,
     Run,
 )
 from fedkeeper.errors import (
@@ -138,8 +140,9 @@ class Engine:
         if not unsure:
             return
         keys = [attempt.key for attempt in unsure if attempt.kind is not Kind.DEPLOY]
-        claims = await self._tools.store.claims(keys)
-        known = await self._tools.store.outcomes(keys)
+        claims, known = await asyncio.gather(  # together: what is to be invoked waits for both
+            self._tools.store.claims(keys), self._tools.store.outcomes(keys)
+        )
         for attempt in unsure:
             if attempt.key not in claims and attempt.key not in known:
                 self._start(self._perform_again(Invoke(run=attempt.run, key=attempt.key)))
@@ -186,7 +189,7 @@ class Engine:
         if self._proposer.over():
             self._finish(EpochOver("another epoch has begun"))
             return
-        if applied.rejected:
+        if applied.rejected and not isinstance(command, PutValue | DeleteValue):  # those are told their user
             log.info("rejected", command=type(command).__name__, reason=applied.rejected)
         for intent in applied.intents:
             self._start(self._perform(intent))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from fedkeeper.clock import Clock
-from fedkeeper.core.conducting import Choice, Policy, choose
+from fedkeeper.core.conducting import Choice, Policy, choose, rest_ms
 from fedkeeper.core.model import (
     Applied,
     ClaimConductor,
@@ -21,15 +21,18 @@ from fedkeeper.core.model import (
     KeeperLost,
     KeeperMeasured,
     KeeperStarted,
+    State,
 )
 from fedkeeper.errors import ClusterError, JournalUnconfirmed, KeeperStopped
 from fedkeeper.keeper.lease import Seconds
 from fedkeeper.keeper.proposing import unfinished
 from fedkeeper.replication.base import ClusterLog, LogStatus, Member, Role
+from fedkeeper.replication.codec import cluster_version
 
 log = structlog.get_logger(__name__)
 
 LOOK_S = 0.5  # between two looks, if nothing happens
+KNOWS_UNFIT = 3  # version of keepers that are told who could not conduct
 SILENT_LEASES = 2.0  # a conductor with work that says nothing for so many leases is lost
 
 
@@ -95,16 +98,27 @@ class Leading:
             for stop in stops:
                 stop()
 
-    async def claim(self, keeper: str, *, why: str, pinned: bool = False) -> Applied:
-        """Have `keeper` conduct; what is under way here is brought to an end before another takes over."""
+    async def claim(
+        self, keeper: str, *, of: State, why: str, pinned: bool = False, unfit: str = "", unfit_ms: int = 0
+    ) -> Applied:
+        """Have `keeper` conduct; what is under way here is brought to an end before another takes over.
+
+        `of`: the state for which that was decided; rejected if it has another epoch by now.
+        `unfit`, `unfit_ms`: why this one cannot, and for how long others shall try.
+        """
         async with self._claiming:
             state = self._log.state
+            if state.epoch != of.epoch:
+                return Applied(state=state, rejected=f"expected epoch {of.epoch}, now is {state.epoch}")
+            knows = cluster_version(state) >= KNOWS_UNFIT
             command = ClaimConductor(
                 keeper=keeper,
                 expected_epoch=state.epoch,
                 at_ms=self._now_ms(),
                 why=why,
                 pinned=pinned,
+                unfit=unfit if knows else "",
+                unfit_ms=unfit_ms if knows else 0,
             )
             if state.conductor == self._keeper != keeper:
                 await self._quiet()
@@ -120,6 +134,10 @@ class Leading:
                     self._resume()
             self._first = False
             return applied
+
+    def rest_s(self, keeper: str) -> float:
+        """For how long others shall conduct, because `keeper` could not."""
+        return rest_ms(self._log.state, keeper, self._now_ms()) / 1000
 
     def _now_ms(self) -> int:
         return self._clock.now_ms() + self._ahead_ms
@@ -143,9 +161,10 @@ class Leading:
             self._ahead_ms = max(0, self._log.state.now_ms - self._clock.now_ms())
             self._heard = self._seconds()
             self._gone.clear()
+        state = self._log.state
         choice = self.choice()
         if choice is not None:  # the first thing that a new leader proposes
-            applied = await self.claim(choice.keeper, why=choice.why)
+            applied = await self.claim(choice.keeper, of=state, why=choice.why)
             if not applied.rejected:
                 log.info("conductor", keeper=choice.keeper, why=choice.why, epoch=applied.state.epoch)
         for keeper, reason in self._lost(status):
@@ -174,6 +193,8 @@ class Leading:
         members = {member.name for member in status.members}
         for name in set(self._gone) - members:
             del self._gone[name]
+        if self.rest_s(state.conductor) > 0:
+            self._heard = now  # nobody can conduct: it tries again later, and is silent until then
         if problem := self._silent(status.members, now):
             lost.append((state.conductor, problem))
         return lost

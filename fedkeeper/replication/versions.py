@@ -14,7 +14,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from fedkeeper.core.model import Command, State
 
-VERSION: Final = 2
+VERSION: Final = 3
 COMMANDS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in get_args(Command)}
 
 # What is not listed has been there since version 1. A new command is listed alone, its first fields are not.
@@ -44,6 +44,15 @@ SINCE: Final[Mapping[str, int]] = dict.fromkeys(
         "State.answered",
     ),
     2,
+) | dict.fromkeys(
+    (
+        "ClaimConductor.unfit",
+        "ClaimConductor.unfit_ms",
+        "KeeperInfo.unfit",
+        "KeeperInfo.unfit_times",
+        "KeeperInfo.unfit_until_ms",
+    ),
+    3,
 )
 
 Plain = Any  # what a JSON encoder takes, dataclasses of the model included

@@ -20,7 +20,7 @@ from fedkeeper.errors import ApiError, StoreUnavailable
 from fedkeeper.keeper.api.app import open_api
 from fedkeeper.keeper.api.server import listen
 from fedkeeper.keeper.api.settings import ApiSettings
-from fedkeeper.keeper.conducting import Conducting
+from fedkeeper.keeper.conducting import CANNOT_S, Conducting
 from fedkeeper.keeper.engine import Tools
 from fedkeeper.keeper.invoking import Invoker
 from fedkeeper.keeper.measuring import Measuring, Probe
@@ -114,6 +114,7 @@ async def open_keeper(
             tools=tools,
             policy=_policy(experiment),
             lease_s=experiment.keepers.lease_s,
+            cannot_s=(CANNOT_S, experiment.keepers.cannot_conduct_max_s),
         )
         control = KeeperControl(
             log=raft_log,

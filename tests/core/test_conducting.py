@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkeeper.core.conducting import KEEPERS_MAX, LATENCIES_MAX, Placement, Policy, choose
+from fedkeeper.core.conducting import KEEPERS_MAX, LATENCIES_MAX, Placement, Policy, choose, rest_ms
 from fedkeeper.core.machine import apply
 from fedkeeper.core.model import (
     ClaimConductor,
@@ -276,3 +276,62 @@ def test_the_same_keeper_may_claim_again():
     assert (after.epoch, after.conductor, after.conductor_rounds) == (5, "k1", 0)
     assert (after.conductor_since_ms, after.pinned, after.conductor_why) == (5_000, True, claim.why)
     assert apply(after, claim).rejected
+
+
+def test_a_keeper_that_could_not_conduct_is_left_alone_for_a_while():
+    """It says so with the claim of the next one; in a row it counts up, until it has committed a round."""
+    state = cluster(*THREE, conductor="k1", epoch=1)
+    gave = ClaimConductor(
+        keeper="k2", expected_epoch=1, why="k1 cannot", unfit="no store", unfit_ms=500, at_ms=2_000
+    )
+    state = apply(state, gave).state
+    assert (state.keepers["k1"].unfit, state.keepers["k1"].unfit_until_ms) == ("no store", 2_500)
+    assert (rest_ms(state, "k1", 2_400), rest_ms(state, "k1", 2_600), rest_ms(state, "k2", 2_400)) == (
+        100,
+        0,
+        0,
+    )
+    assert choose(state, RAFT, leader="k1", now_ms=2_400) is None
+    back = choose(state, RAFT, leader="k1", now_ms=2_500)
+    assert back is not None
+    assert back.keeper == "k1"
+    state = apply(state, ClaimConductor(keeper="k1", expected_epoch=2, at_ms=2_500)).state
+    again = replace(gave, expected_epoch=3, at_ms=2_600)
+    assert apply(state, again).state.keepers["k1"].unfit_times == 2
+    worked = replace(state, conductor_rounds=1)
+    assert apply(worked, again).state.keepers["k1"].unfit_times == 1
+    well = apply(worked, ClaimConductor(keeper="k2", expected_epoch=3, at_ms=2_600)).state
+    assert well.keepers["k1"] == THREE[0]
+
+
+def test_a_keeper_that_could_not_conduct_may_be_asked_to_or_started_again():
+    """By hand it tries at once; a new life begins with nothing; its word that it is up changes nothing."""
+    unfit = keeper("k1", unfit="no store", unfit_times=3, unfit_until_ms=9_000, started_ms=7)
+    state = cluster(unfit, *THREE[1:], conductor="k2", epoch=1)
+    asked = ClaimConductor(keeper="k1", expected_epoch=1, pinned=True, at_ms=2_000)
+    assert rest_ms(apply(state, asked).state, "k1", 2_000) == 0
+    same = KeeperStarted(keeper="k1", api="http://k", version=2, at_ms=7)
+    assert rest_ms(apply(state, same).state, "k1", 2_000) == 7_000
+    assert rest_ms(apply(state, replace(same, at_ms=8)).state, "k1", 2_000) == 0
+
+
+def test_when_nobody_can_conduct_it_stays_where_it_is():
+    """Whoever conducts then tries again itself; if it is lost, somebody else does."""
+    ones = [keeper(f"k{n}", NEAR, unfit="no store", unfit_times=1, unfit_until_ms=9_000) for n in (1, 2, 3)]
+    for policy in (RAFT, LATENCY, TURNS):
+        assert choose(cluster(*ones, conductor="k2"), policy, leader="k1", now_ms=5_000) is None
+    lost = cluster(ones[0], replace(ones[1], alive=False), ones[2], conductor="k2")
+    choice = choose(lost, RAFT, leader="k1", now_ms=5_000)
+    assert choice is not None
+    assert choice.keeper == "k1"
+
+
+def test_a_leader_that_cannot_conduct_has_another_one_do_it():
+    """And says why."""
+    unfit = keeper("k1", NEAR, unfit="no store", unfit_times=1, unfit_until_ms=9_000)
+    choice = choose(cluster(unfit, LOST, THREE[2], conductor="k2"), RAFT, leader="k1", now_ms=5_000)
+    assert choice is not None
+    assert (choice.keeper, choice.why) == (
+        "k3",
+        "k1 leads, but cannot conduct: no store; k2 is lost: not heard",
+    )

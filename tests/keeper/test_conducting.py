@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection, Mapping
 
 import pytest
 
 from fedkeeper.core.conducting import Placement, Policy
 from fedkeeper.core.model import (
+    Applied,
     AttemptStatus,
     ClaimConductor,
+    Command,
     InvocationSent,
     KeeperMeasured,
     Phase,
@@ -18,6 +21,7 @@ from fedkeeper.core.model import (
 from fedkeeper.errors import MembershipRefused, NoLeader, OutcomeUnknown, StoreUnavailable
 from fedkeeper.keeper.lease import since_boot_s
 from fedkeeper.keeper.tasks import book_of
+from fedkeeper.runtime.wire import Outcome
 from tests.keeper.world import Notes, World, spec
 
 A_ROUND = {f"exp-1/r{round_no}/client_{client}/a0" for round_no in (1, 2) for client in range(3)}
@@ -243,22 +247,96 @@ async def test_the_nearest_keeper_conducts(trio: World):
     assert trio.group.state.conductor_why.startswith("k2 is nearest")
 
 
+def without_store(world: World, away: set[str], name: str) -> None:
+    """Start a keeper whose store does not answer while `away` holds its name."""
+    tools = world.tools(Notes())
+    outcomes = tools.store.outcomes
+
+    async def perhaps(keys: Collection[str]) -> Mapping[str, Outcome]:
+        if name in away:
+            raise StoreUnavailable("no answer for 60 s")
+        return await outcomes(keys)
+
+    tools.store.outcomes = perhaps  # type: ignore[method-assign,assignment]
+    world.start(name, tools=tools)
+
+
 async def test_a_conductor_without_a_store_gives_way(trio: World):
-    """It cannot work, another one can: the run goes on there, and why is to be read in the status."""
-    notes = Notes()
-    tools = trio.tools(notes)
-
-    async def away(keys: object):
-        raise StoreUnavailable("no answer for 60 s")
-
-    tools.store.outcomes = away  # type: ignore[method-assign,assignment]
-    trio.start("k1", tools=tools)
+    """It cannot work, another one can: the run goes on there, and nobody has pinned it."""
+    without_store(trio, {"k1"}, "k1")
     trio.start("k2")
     trio.start("k3")
     await trio.submit(spec())
     await trio.until(lambda: trio.run_of().ended_ms > 0)
     undisturbed(trio)
-    assert "k1 cannot: no answer for 60 s" in trio.group.state.conductor_why
+    state = trio.group.state
+    assert "k1 cannot: no answer for 60 s" in state.conductor_why
+    assert state.keepers["k1"].unfit == "no answer for 60 s"
+    assert not state.pinned
+
+
+async def test_a_keeper_that_can_conduct_again_does_so_where_placement_wants_it(trio: World):
+    """The leader leaves it to others for a pause, and tries again after that."""
+    away = {"k1"}
+    trio.cannot_s = (0.3, 60.0)
+    trio.platform.delay_s = 0.5  # so that there is a run all the while
+    for name in ("k1", "k2", "k3"):
+        without_store(trio, away, name)
+    await trio.submit(spec())
+    await trio.until(lambda: trio.group.state.conductor not in ("", "k1"))
+    away.clear()
+    await trio.until(lambda: trio.group.state.conductor == "k1")
+    await trio.until(lambda: trio.run_of().ended_ms > 0)
+    undisturbed(trio)
+
+
+async def test_keepers_that_all_cannot_conduct_try_less_and_less_often(trio: World):
+    """Nobody's store answers: each tries again after twice as long, up to a limit; then all goes on."""
+    claims: list[ClaimConductor] = []
+
+    def note(command: Command, applied: Applied) -> None:
+        if isinstance(command, ClaimConductor) and not applied.rejected:
+            claims.append(command)
+
+    trio.log.listen(note)
+    away = {"k1", "k2", "k3"}
+    trio.cannot_s = (0.05, 0.2)
+    for name in ("k1", "k2", "k3"):
+        without_store(trio, away, name)
+    await trio.submit(spec())
+    await trio.until(lambda: all(one.unfit_times >= 5 for one in trio.group.state.keepers.values()))
+    pauses: dict[str, list[int]] = {}
+    until_ms: dict[str, int] = {}
+    conductor = ""
+    for claim in claims:
+        if claim.unfit:
+            pauses.setdefault(conductor, []).append(claim.unfit_ms)
+            assert claim.at_ms >= until_ms.get(conductor, 0), "it tried before its time"
+            until_ms[conductor] = claim.at_ms + claim.unfit_ms
+        conductor = claim.keeper
+    assert set(pauses) == {"k1", "k2", "k3"}
+    assert all(some[:5] == [50, 100, 200, 200, 200] for some in pauses.values())
+    away.clear()
+    await trio.until(lambda: trio.run_of().ended_ms > 0)
+    undisturbed(trio)
+
+
+async def test_a_user_may_have_a_keeper_try_at_once(trio: World):
+    """`handover` to one that could not conduct: its pause is over."""
+    away = {"k1"}
+    without_store(trio, away, "k1")
+    trio.start("k2")
+    trio.start("k3")
+    trio.platform.delay_s = 0.5
+    await trio.submit(spec())
+    await trio.until(lambda: trio.group.state.conductor not in ("", "k1"))
+    away.clear()
+    await trio.keepers["k1"].conducting.handover("k1")
+    assert trio.group.state.conductor == "k1"
+    assert trio.group.state.pinned
+    await trio.until(lambda: trio.keepers["k1"].conducting.conducts)
+    await trio.until(lambda: trio.run_of().ended_ms > 0)
+    undisturbed(trio)
 
 
 async def test_a_keeper_that_is_started_again_conducts_under_a_new_epoch(world: World):

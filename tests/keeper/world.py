@@ -19,6 +19,7 @@ from fedkeeper.keeper.ports import Before, Deployment, Record
 from fedkeeper.keeper.tasks import TaskBook
 from fedkeeper.keeper.watching import Pace
 from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.replication.codec import VERSION
 from fedkeeper.replication.memory import MemoryGroup, MemoryLog
 from fedkeeper.runtime.memory import MemoryObjects
 from fedkeeper.runtime.wire import (
@@ -300,6 +301,7 @@ class World:
         self.deployments = Deployments(platform)
         self.policy = Policy()
         self.lease_s = 1.5
+        self.cannot_s = (1.0, 60.0)
         self.clock = SystemClock()
         self.keepers: dict[str, Keeper] = {}
 
@@ -342,6 +344,7 @@ class World:
             tools=tools or self.tools(notes),
             policy=self.policy,
             lease_s=self.lease_s,
+            cannot_s=self.cannot_s,
             seconds=seconds,
         )
         keeper = Keeper(name, log, conducting, notes, asyncio.ensure_future(conducting.run()))
@@ -352,7 +355,7 @@ class World:
         """As a keeper does once it is up."""
         for name in names or tuple(self.logs):
             await self.log.propose(
-                KeeperStarted(keeper=name, api=f"http://{name}", version=1, at_ms=self.clock.now_ms())
+                KeeperStarted(keeper=name, api=f"http://{name}", version=VERSION, at_ms=self.clock.now_ms())
             )
 
     async def submit(self, run_spec: RunSpec) -> None:

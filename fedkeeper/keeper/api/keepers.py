@@ -7,6 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
+from fedkeeper.core.conducting import rest_ms
 from fedkeeper.core.model import KeeperInfo, State
 from fedkeeper.errors import ApiError, MembershipRefused
 from fedkeeper.keeper.api.answers import encode, encode_any, reply
@@ -194,6 +195,12 @@ def _keeper(
         version=known.version,
         started_ms=known.started_ms,
         seen_ms=known.seen_ms,
-        reason=known.reason,
+        reason=known.reason or _unfit(known, state),
         latencies=known.latencies,
     )
+
+
+def _unfit(known: KeeperInfo, state: State) -> str:
+    """Why it does not conduct for now."""
+    rest_s = rest_ms(state, known.name, state.now_ms) / 1000
+    return f"cannot conduct: {known.unfit}; others shall for {rest_s:.0f} s" if rest_s else ""

@@ -99,7 +99,7 @@ class KeeperStatus(Answer):
     version: int
     started_ms: int
     seen_ms: int
-    reason: str  # why it counts as lost
+    reason: str  # why it counts as lost, or cannot conduct
     latencies: Mapping[str, float]  # ms, by "keeper/k2", "cluster/ow_here"
 
 
