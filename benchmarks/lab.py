@@ -35,8 +35,8 @@ from fedkeeper.weights.embedded import open_embedded_mongo
 
 REPOSITORY = Path(__file__).parents[1]
 _MARK = "FEDKEEPER_OWN_NETWORK"
-RAFT_PORT = 47_001
-API_PORT = 47_101
+RAFT_PORT = 17_001  # below those that the system gives to callers
+API_PORT = 17_101
 Json = dict[str, Any]
 
 
