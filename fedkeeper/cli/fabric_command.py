@@ -55,6 +55,25 @@ USUAL_PROJECT: Final = "fedkeeper"
     type=click.IntRange(min=512),
     help="Sum of the memory limits of all function instances alive at once (MB).",
 )
+@click.option(
+    "--share-workers/--no-share-workers",
+    default=True,
+    show_default=True,
+    help="OpenWhisk actions that are alike in code, parameters, limits and version share worker processes.",
+)
+@click.option(
+    "--workers-busy-max",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Most workers of one OpenWhisk action that run at once [default: processors + 2].",
+)
+@click.option(
+    "--queue-max",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Most requests to functions that run or wait for a worker; more are answered 429.",
+)
 @json_option
 @verbose_option
 def fabric_command(
@@ -63,6 +82,9 @@ def fabric_command(
     namespaces: Sequence[str],
     projects: Sequence[str],
     memory_mb: int,
+    share_workers: bool,
+    workers_busy_max: int,
+    queue_max: int,
     plain: bool,
     verbose: bool,
 ) -> None:
@@ -83,6 +105,9 @@ def fabric_command(
                 projects=tuple(projects) or (USUAL_PROJECT,),
                 port=port,
                 memory_mb=memory_mb,
+                queue_max=queue_max,
+                share_workers=share_workers,
+                workers_busy_max=workers_busy_max,
             )
 
             async def work(interrupts: Interrupts) -> None:

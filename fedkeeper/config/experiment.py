@@ -47,6 +47,22 @@ class Embedded(Section):
         description="sum of the memory limits of all function instances alive at once (MB); they share"
         " TensorFlow, so that the memory really used is far less",
     )
+    queue_max: Annotated[PositiveInt, Number] = Field(
+        default=10_000,
+        description="most requests to functions that run here or wait for a worker (count); more are"
+        " answered 429",
+    )
+    share_workers: bool = Field(
+        default=True,
+        description="OpenWhisk actions of the same code, parameters, limits and version share worker"
+        " processes (clients are one package under many names); false: workers of their own, as on a real"
+        " cluster",
+    )
+    workers_busy_max: Annotated[NonNegativeInt, Number] = Field(
+        default=0,
+        description="most workers of one OpenWhisk action, or of those that share workers, that run at once"
+        " (count); others wait. 0: the number of processors + 2",
+    )
     linger_s: Annotated[PositiveFloat, Number] = Field(
         default=60.0, description="how long embedded services outlive the last one who used them (seconds)"
     )

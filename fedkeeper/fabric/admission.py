@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import heapq
+import itertools
+import math
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from fedkeeper.fabric.model import PoolFull, Revision
@@ -18,111 +21,188 @@ class Permit:
     evicted: tuple[Worker, ...] = ()
 
 
-class Admission:
-    """Keeps count of workers and memory. Nothing here waits, except callers in the queue."""
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    number: int  # order of arrival
+    revision: Revision
+    permit: asyncio.Future[Permit]
 
-    def __init__(self, memory_mb: int, queue_max: int) -> None:
+
+class Admission:
+    """Keeps count of workers and memory. Nothing here waits, except callers in the queue.
+
+    Callers of one key (what a worker is made from) are served in their order. Between keys, too, except
+    that a key which has as many busy workers as it may does not hold up the others.
+    """
+
+    def __init__(self, memory_mb: int, queue_max: int, busy_max: int) -> None:
         self.memory_mb = memory_mb
         self.used_mb = 0  # of workers and of those being started
-        self.workers: list[Worker] = []
+        self.workers: dict[Worker, None] = {}  # in the order of their starts
         self._queue_max = queue_max
-        self._queue: deque[tuple[Revision, asyncio.Future[Permit]]] = deque()
-
-    @property
-    def queued(self) -> int:
-        """Callers that wait."""
-        return len(self._queue)
+        self._busy_max = busy_max  # workers of one key, of OpenWhisk actions
+        self._by_key: dict[str, dict[Worker, None]] = {}
+        self._starting: Counter[str] = Counter()
+        self._numbers = itertools.count()
+        self._waiting: dict[str, deque[_Ticket]] = {}
+        self._ready: list[tuple[int, str]] = []  # heap: first tickets of the keys that are not held back
+        self._held: set[str] = set()  # keys with callers and with as many busy workers as they may have
+        self.queued = 0  # callers that wait
 
     async def admit(self, revision: Revision) -> Permit:
         """Wait for a permit, first come, first served. Raises PoolFull when the queue is at its bound."""
-        permit: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        ticket = (revision, permit)
-        self._queue.append(ticket)
+        ticket = _Ticket(next(self._numbers), revision, asyncio.get_running_loop().create_future())
+        tickets = self._waiting.setdefault(revision.key, deque())
+        tickets.append(ticket)
+        self.queued += 1
+        if len(tickets) == 1:
+            heapq.heappush(self._ready, (ticket.number, revision.key))
         self.dispatch()
-        if not permit.done() and len(self._queue) > self._queue_max:
-            self._queue.remove(ticket)
+        if not ticket.permit.done() and self.queued > self._queue_max:
+            self._turn_away(ticket)
             raise PoolFull(f"{self._queue_max} activations are waiting already")
-        return await permit
+        return await ticket.permit
 
     def dispatch(self) -> None:
-        """Give permits to the head of the queue for as long as it can be served.
+        """Give permits, oldest caller first, for as long as there is room.
 
-        Strictly in order: to let others overtake a big one that waits for memory could starve it.
+        To let others overtake a big one that waits for memory could starve it.
         """
-        while self._queue:
-            revision, waiting = self._queue[0]
-            if not waiting.done():
-                permit = self._place(revision)
+        while self._ready:
+            _, key = self._ready[0]
+            ticket = self._waiting[key][0]
+            if not ticket.permit.done():
+                revision = ticket.revision
+                permit = self._warm(revision)
+                if permit is None and self._busy(revision) >= self._bound(revision):
+                    heapq.heappop(self._ready)
+                    self._held.add(key)
+                    continue
+                permit = permit or self._new(revision)
                 if permit is None:
                     return
-                waiting.set_result(permit)
-            self._queue.popleft()
+                ticket.permit.set_result(permit)
+            self._serve_next(key)
 
     def started(self, worker: Worker) -> None:
         """A permit has become a worker, with one call counted."""
         worker.active = 1
-        self.workers.append(worker)
+        self._starting[worker.revision.key] -= 1
+        self.workers[worker] = None
+        self._by_key.setdefault(worker.revision.key, {})[worker] = None
+        if _slots(worker.revision) > 1:
+            self.dispatch()
 
     def not_started(self, revision: Revision) -> None:
         """A permit to start has come to nothing."""
+        self._starting[revision.key] -= 1
         self.used_mb -= self._charge(revision)
-        self.dispatch()
+        self._freed(revision.key)
 
     def release(self, worker: Worker) -> None:
         """A call has ended."""
         worker.active -= 1
         if worker.active == 0:
             worker.idle_since = asyncio.get_running_loop().time()
-        self.dispatch()
+        self._freed(worker.revision.key)
 
     def gone(self, worker: Worker) -> None:
         """A worker has ended (harmless if it was taken out before)."""
         if worker in self.workers:
             self._take_out(worker)
-            self.dispatch()
+            self._freed(worker.revision.key)
 
     def close(self) -> None:
         """Turn all waiting callers away."""
-        while self._queue:
-            _, waiting = self._queue.popleft()
-            if not waiting.done():
-                waiting.set_exception(PoolFull("the platform is shutting down"))
+        for tickets in self._waiting.values():
+            for ticket in tickets:
+                if not ticket.permit.done():
+                    ticket.permit.set_exception(PoolFull("the platform is shutting down"))
+        self._waiting, self._ready, self._held, self.queued = {}, [], set(), 0
 
     def instances(self, revision_id: str) -> tuple[int, int]:
         """How many workers of a revision live, and how many more calls they could take."""
-        mine = self._serving(revision_id)
-        return len(mine), sum(_slots(worker.revision) - worker.active for worker in mine)
-
-    def _serving(self, revision_id: str) -> list[Worker]:
-        return [
+        mine = [
             worker
             for worker in self.workers
             if worker.revision.id == revision_id and worker.alive and not worker.retired
         ]
+        return len(mine), sum(_slots(worker.revision) - worker.active for worker in mine)
 
-    def _place(self, revision: Revision) -> Permit | None:
+    def _freed(self, key: str) -> None:
+        """A worker of `key` has room, or has made room."""
+        if key in self._held:
+            self._held.discard(key)
+            heapq.heappush(self._ready, (self._waiting[key][0].number, key))
+        self.dispatch()
+
+    def _serve_next(self, key: str) -> None:
+        """The first caller of the key that is first has been served."""
+        heapq.heappop(self._ready)
+        tickets = self._waiting[key]
+        tickets.popleft()
+        self.queued -= 1
+        if tickets:
+            heapq.heappush(self._ready, (tickets[0].number, key))
+        else:
+            del self._waiting[key]
+
+    def _turn_away(self, ticket: _Ticket) -> None:
+        """Take the caller that came last out of the queue."""
+        key = ticket.revision.key
+        self._waiting[key].pop()
+        self.queued -= 1
+        if not self._waiting[key]:
+            del self._waiting[key]
+            self._held.discard(key)
+            self._ready = [entry for entry in self._ready if entry[1] != key]
+            heapq.heapify(self._ready)
+
+    def _warm(self, revision: Revision) -> Permit | None:
         slots = _slots(revision)
-        free = [worker for worker in self._serving(revision.id) if worker.active < slots]
-        if free:  # the one used last: its pages are warm, and the others may expire
-            chosen = max(free, key=lambda worker: (worker.active, worker.idle_since))
-            chosen.active += 1
-            return Permit(chosen)
+        free = [
+            worker
+            for worker in self._by_key.get(revision.key, ())
+            if worker.active < slots and not worker.retired and worker.alive
+        ]
+        if not free:
+            return None
+        # The one used last: its pages are warm, and the others may expire.
+        chosen = max(free, key=lambda worker: (worker.active, worker.idle_since))
+        chosen.active += 1
+        return Permit(chosen)
+
+    def _new(self, revision: Revision) -> Permit | None:
         charge = self._charge(revision)
-        idle = sorted((w for w in self.workers if w.active == 0), key=lambda worker: worker.idle_since)
-        evicted: list[Worker] = []
         left = self.memory_mb - self.used_mb
-        while left < charge:
-            if not idle:
+        evicted: list[Worker] = []
+        if left < charge:
+            for worker in sorted(self.workers, key=lambda worker: worker.idle_since):
+                if worker.active == 0 and left < charge:
+                    evicted.append(worker)
+                    left += self._charge(worker.revision)
+            if left < charge:
                 return None
-            evicted.append(idle.pop(0))
-            left += self._charge(evicted[-1].revision)
         for worker in evicted:
             self._take_out(worker)
         self.used_mb += charge
+        self._starting[revision.key] += 1
         return Permit(None, tuple(evicted))
 
+    def _busy(self, revision: Revision) -> int:
+        busy = sum(worker.active > 0 for worker in self._by_key.get(revision.key, ()))
+        return busy + self._starting[revision.key]
+
+    def _bound(self, revision: Revision) -> float:
+        """Busy workers of one key; Cloud Functions have a bound of their own, as on their platform."""
+        return self._busy_max if revision.flavour == "openwhisk" else math.inf
+
     def _take_out(self, worker: Worker) -> None:
-        self.workers.remove(worker)
+        del self.workers[worker]
+        mine = self._by_key[worker.revision.key]
+        del mine[worker]
+        if not mine:
+            del self._by_key[worker.revision.key]
         self.used_mb -= self._charge(worker.revision)
 
     def _charge(self, revision: Revision) -> int:

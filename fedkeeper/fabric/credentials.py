@@ -34,7 +34,9 @@ class Settings:
     projects: tuple[str, ...] = ()  # Google Cloud
     port: int = 0  # on 127.0.0.1; 0: the one of the last time if it is free, else any
     memory_mb: int = 8192  # sum of the limits of all workers
-    queue_max: int = 512  # requests, of both APIs, that may be in workers or waiting for one
+    queue_max: int = 10_000  # requests, of both APIs, that may be in workers or waiting for one
+    share_workers: bool = True  # by OpenWhisk actions that are alike in all that a worker is made from
+    workers_busy_max: int = 0  # of one OpenWhisk action, or of those that share workers; 0: processors + 2
     idle_s: float = 600.0  # a warm worker ends after so long without work
     linger_s: float = 60.0  # the fabric ends after so long without users and work
 

@@ -44,6 +44,7 @@ class FrontSettings:
     """Bounds of the front. Times in the unit that is named."""
 
     in_flight_max: int = 256
+    share_workers: bool = True  # by OpenWhisk actions that are alike in all that a worker is made from
     retention: Retention = field(default_factory=Retention)
     bounds: Bounds = field(default_factory=Bounds)
     images: Mapping[str, str] = field(default_factory=dict)  # OpenWhisk image -> kind that stands in for it
@@ -102,6 +103,7 @@ async def open_front(
         openwhisk = OpenWhisk(
             store, revisions, activations, keys, settings.bounds, settings.in_flight_max,
             settings.images, settings.clock,
+            share_workers=settings.share_workers,
         )  # fmt: skip
         authority = Authority(issuer=url, private_key=credentials.signing_key, accounts=credentials.accounts)
         functions = CloudFunctions(store, revisions, workers, authority, url, logs=folder / "builds")

@@ -66,13 +66,16 @@ async def open_fabric(
     namespaces: Sequence[str],
     projects: Sequence[str],
     memory_mb: int = 8192,
+    queue_max: int = 10_000,
+    share_workers: bool = True,
+    workers_busy_max: int = 0,
     linger_s: float = 60,
     start_timeout_s: float = 30,
 ) -> OpenFabric:
     """Join the fabric of `folder`, or start it; it offers at least `namespaces` and `projects`.
 
-    `port` 0: the port of the last time, if it is free. Of a fabric that runs already, memory and linger stay
-    as they were.
+    `port` 0: the port of the last time, if it is free. `workers_busy_max` 0: processors + 2. Of a fabric that
+    runs already, all but the names stays as it was.
 
     Raises:
         PortTaken: `port` is in use by another program.
@@ -83,6 +86,9 @@ async def open_fabric(
         projects=tuple(projects),
         port=port,
         memory_mb=memory_mb,
+        queue_max=queue_max,
+        share_workers=share_workers,
+        workers_busy_max=workers_busy_max,
         linger_s=linger_s,
     )
     folder = _prepare(folder, settings)

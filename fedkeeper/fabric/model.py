@@ -31,6 +31,12 @@ class Revision:
     limits: Limits
     environment: Mapping[str, str] = field(default_factory=dict)  # init parameters / service environment
     kind: str = ""  # OpenWhisk: what runs it, as "python:3.11" or "nodejs:20"
+    share: str = ""  # revisions for which this is the same are alike in all that a worker is made from
+
+    @property
+    def key(self) -> str:
+        """Which workers may serve it: those of this key."""
+        return self.share or self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +103,15 @@ class Workers(Protocol):
         """Import what the function in `folder` will need, ahead of its first invocation."""
         ...
 
-    async def retire(self, revision_id: str) -> None:
-        """End idle workers of a revision that was updated or deleted; busy ones after their activation."""
+    async def retire(self, revision_id: str, *, wait: bool = False) -> None:
+        """End idle workers of a revision that was updated or deleted; busy ones after their activation.
+
+        `wait`: return when those have ended too, so that nobody uses the revision's files any more.
+        """
         ...
 
     def stats(self) -> Mapping[str, int]:
-        """workers, busy, idle, queued, memory_mb, cold, warm, killed."""
+        """workers, busy, idle, spare, queued, memory_mb, cold, warm, killed."""
         ...
 
     async def close(self) -> None:

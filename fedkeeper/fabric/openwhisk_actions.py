@@ -237,7 +237,7 @@ def _components(execution: dict[str, Any] | None, name: FullName) -> list[FullNa
 def _extract(execution: dict[str, Any], folder: Path) -> None:
     code: str = execution["code"]
     if not execution["binary"]:
-        archives.write_single_file(code, folder)
+        archives.write_single_file(code, folder, execution["kind"])
         return
     archive = archives.decode_binary(code.strip())
     if archive[:2] == b"PK":

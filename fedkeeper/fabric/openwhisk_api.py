@@ -60,11 +60,15 @@ class OpenWhisk:
         in_flight: int,
         images: Mapping[str, str],
         clock: Callable[[], float],
+        *,
+        share_workers: bool,
     ) -> None:
         bounds = replace(bounds, concurrent_invocations=min(bounds.concurrent_invocations, in_flight))
         platform = Platform(store, keys, bounds)
         throttles = Throttles(bounds, activations.of_namespace, clock)
-        invocations = Invocations(platform, activations, revisions, throttles, images, in_flight)
+        invocations = Invocations(
+            platform, activations, revisions, throttles, images, in_flight, share_workers=share_workers
+        )
         actions = Actions(platform, revisions, invocations)
         self._collections = (
             About(platform),

@@ -57,6 +57,8 @@ class Invocations:
         throttles: Throttles,
         images: Mapping[str, str],
         in_flight: int,
+        *,
+        share_workers: bool,
     ) -> None:
         self.platform = platform
         self.throttles = throttles
@@ -64,6 +66,7 @@ class Invocations:
         self._revisions = revisions
         self._images = images
         self._in_flight = in_flight
+        self._share_workers = share_workers
 
     async def resolve(self, caller: Caller, name: FullName) -> Resolved:
         """The action, if the caller may invoke it and its components. Refused 403, 404, 409."""
@@ -133,7 +136,29 @@ class Invocations:
             entry=entity["exec"].get("main", "main"),
             limits=limits_of(entity),
             environment=environment,
+            share=self._shared_by(resolved, kind, environment, namespace),
         )
+
+    def _shared_by(
+        self, resolved: Resolved, kind: str, environment: Mapping[str, str], namespace: str
+    ) -> str:
+        """The same for actions of one package, deployed under many names: their workers serve all of them.
+
+        An update changes the version, and so leaves the old workers behind.
+        """
+        if not self._share_workers:
+            return ""
+        entity = resolved.document.body
+        parts = (
+            namespace,
+            kind,
+            resolved.document.blob,
+            entity["exec"].get("main", "main"),
+            sorted(environment.items()),
+            sorted(entity["limits"].items()),
+            entity["version"],
+        )
+        return f"shared-{hashlib.sha256(dump_json(parts)).hexdigest()}"
 
     async def _begin_unknown_image(self, resolved: Resolved, caller: Caller, cause: str) -> Activation:
         """As on a platform that cannot pull the image: accepted, and ended by that.

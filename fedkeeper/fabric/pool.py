@@ -40,6 +40,7 @@ class Bounds:
     memory_mb: int
     queue_max: int
     idle_s: float
+    busy_max: int
     spares: int
     disk_mb: int
     pending_s: float
@@ -54,7 +55,7 @@ class Pool:
         self._cgroups = cgroups
         self._python = python
         self._node = node
-        self._admission = Admission(bounds.memory_mb, bounds.queue_max)
+        self._admission = Admission(bounds.memory_mb, bounds.queue_max, bounds.busy_max)
         self._gates = Gates(self._admission.instances, pending_s=bounds.pending_s)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Lock] = {}
@@ -72,6 +73,7 @@ class Pool:
         memory_mb: int,
         queue_max: int,
         idle_s: float,
+        busy_max: int = 100,
         spares: int = 1,
         disk_mb: int = 512,
         pending_s: float = PENDING_S,
@@ -80,18 +82,19 @@ class Pool:
     ) -> AsyncIterator[Pool]:
         """A pool that keeps its workers' directories and its zygotes' logs in `folder`.
 
-        `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for memory;
-        `idle_s`: seconds after which a warm worker ends; `spares`: processes that each zygote keeps ready;
-        `disk_mb`: what a worker may have on disk; `pending_s`: seconds that a request waits for an instance
-        when its function has as many as it may (PoolFull then); `python`: interpreter of the functions,
-        which find in it what their requirements.txt names; `node`: program of the node actions, the first
-        that is found if empty. Open it on the thread that lives as long as the pool: the kernel ends the
-        zygotes with that thread.
+        `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for a worker;
+        `idle_s`: seconds after which a warm worker ends; `busy_max`: workers of one action, or of those that
+        share theirs, at once; `spares`: processes that each zygote keeps ready; `disk_mb`: what a worker may
+        have on disk; `pending_s`: seconds that a request waits for an instance when its function has as many
+        as it may (PoolFull then); `python`: interpreter of the functions, which find in it what their
+        requirements.txt names; `node`: program of the node actions, the first that is found if empty. Open
+        it on the thread that lives as long as the pool: the kernel ends the zygotes with that thread.
         """
         bounds = Bounds(
             memory_mb=memory_mb,
             queue_max=queue_max,
             idle_s=idle_s,
+            busy_max=busy_max,
             spares=spares,
             disk_mb=disk_mb,
             pending_s=pending_s,
@@ -126,12 +129,17 @@ class Pool:
         """Start the zygote that the function in `folder` needs, ahead of its first invocation."""
         await self._own(self._zygote(preload_for(folder)))
 
-    async def retire(self, revision_id: str) -> None:
-        """End idle workers of a revision that was updated or deleted; busy ones after their activation."""
+    async def retire(self, revision_id: str, *, wait: bool = False) -> None:
+        """End idle workers made of a revision that was updated or deleted; busy ones after their activation.
+
+        `wait`: return when those have ended too, so that nobody uses the revision's files any more.
+        """
         mine = [worker for worker in self._admission.workers if worker.revision.id == revision_id]
         for worker in mine:
             worker.retired = True
         await asyncio.gather(*(worker.end("retired") for worker in mine if worker.active == 0))
+        if wait:
+            await asyncio.gather(*(worker.ended.wait() for worker in mine))
 
     def stats(self) -> Mapping[str, int]:
         """workers, busy, idle, spare, queued, memory_mb, cold, warm, killed."""
@@ -199,8 +207,8 @@ class Pool:
         except BaseException:
             self._admission.not_started(revision)
             raise
-        self._admission.started(worker)
         self._counts["cold"] += 1
+        self._admission.started(worker)
         if not worker.alive:  # ended before it was counted
             self._admission.gone(worker)
         if self._closed:

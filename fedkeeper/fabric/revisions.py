@@ -12,11 +12,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from fedkeeper.fabric.model import Workers
 
+_CLOSE_S: Final = 2.0  # a worker may be busy for as long as its time limit
 log = structlog.get_logger(__name__)
 
 
@@ -86,18 +88,22 @@ class Revisions:
         """Finish deletions that were begun; give up what is being imported ahead."""
         for task in self._preparing:
             task.cancel()
-        while tasks := self._preparing | self._removals:
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks := self._preparing | self._removals:
+            await asyncio.wait(tasks, timeout=_CLOSE_S)
+        for task in self._removals:
+            task.cancel()  # the next fabric in this folder deletes what is left
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _retire_workers(self, revision_id: str) -> None:
+    async def _retire_workers(self, revision_id: str, *, wait: bool = False) -> None:
         for variant_id in {revision_id} | self._variants.get(revision_id, set()):
-            await self._workers.retire(variant_id)
+            await self._workers.retire(variant_id, wait=wait)
 
     def _remove(self, revision_id: str) -> None:
         self._retired.discard(revision_id)
 
         async def remove() -> None:
-            await self._retire_workers(revision_id)  # the worker that was busy is idle now
+            # A worker of it may be busy for another revision, with which it is shared.
+            await self._retire_workers(revision_id, wait=True)
             self._variants.pop(revision_id, None)
             await asyncio.to_thread(shutil.rmtree, self.folder(revision_id), ignore_errors=True)
 

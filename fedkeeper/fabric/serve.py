@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -84,6 +85,7 @@ async def open_fabric_server(
                 memory_mb=settings.memory_mb,
                 queue_max=settings.queue_max,
                 idle_s=settings.idle_s,
+                busy_max=settings.workers_busy_max or len(os.sched_getaffinity(0)) + 2,
             ) as pool,
             open_front(
                 folder,
@@ -92,6 +94,7 @@ async def open_fabric_server(
                 listener,
                 settings=FrontSettings(
                     in_flight_max=settings.queue_max,
+                    share_workers=settings.share_workers,
                     bounds=Bounds(memory_mb=(128, max(512, settings.memory_mb))),
                 ),
                 reload=reload,

@@ -95,6 +95,7 @@ class Worker:
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self.fault = ""  # why the pool ended it
         self.ending: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()  # its processes are gone; its directory may still be
         self.status: int | None = None  # wait status, once it has ended
         self._on_end = on_end
 
@@ -208,6 +209,7 @@ class Worker:
         for answer in self._pending.values():
             if not answer.done():
                 answer.set_exception(WorkerDied(self.fault, self.status))
+        self.ended.set()
         self._on_end(self)
         self._reading.cancel()
         self._writer.transport.abort()

@@ -59,6 +59,9 @@ async def _open_fabric(
         namespaces=_tenants(embedded, "openwhisk"),
         projects=_tenants(embedded, "google"),
         memory_mb=settings.memory_mb,
+        queue_max=settings.queue_max,
+        share_workers=settings.share_workers,
+        workers_busy_max=settings.workers_busy_max,
         linger_s=settings.linger_s,
         start_timeout_s=settings.start_timeout_s,
     )

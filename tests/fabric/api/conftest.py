@@ -126,7 +126,8 @@ class InProcessWorkers:
     async def prepare(self, folder: Path) -> None:
         self.prepared.append(folder)
 
-    async def retire(self, revision_id: str) -> None:
+    async def retire(self, revision_id: str, *, wait: bool = False) -> None:
+        del wait
         self.retired.append(revision_id)
         self._warm.pop(revision_id, None)
 
