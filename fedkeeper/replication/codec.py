@@ -27,6 +27,7 @@ __all__ = [
     "decode_batch",
     "decode_state",
     "encode",
+    "encode_back",
     "encode_batch",
     "encode_state",
 ]
@@ -44,13 +45,18 @@ def encode(command: Command, *, version: int = VERSION) -> bytes:
     2**53): in a log such a line would stop every keeper, for good. And if keepers of `version` could not read
     it.
     """
-    line, needed = _encode(command, type(command), read_command, int_max=INT_MAX)
+    return encode_back(command, version=version)[0]
+
+
+def encode_back(command: Command, *, version: int = VERSION) -> tuple[bytes, Command]:
+    """As `encode`, with what `decode` makes of the line: it was read to see whether it is the same."""
+    line, needed, back = _encode(command, type(command), read_command, int_max=INT_MAX)
     if needed > version:
         raise JournalError(
             f"{type(command).__name__} needs keepers of version {needed}",
             hint=f"the cluster still has keepers of version {version}: upgrade them first",
         )
-    return line
+    return line, decode(line) if back is None else back
 
 
 def decode(line: bytes, *, place: str = "") -> Command:
@@ -104,8 +110,10 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _encoder = msgspec.json.Encoder(enc_hook=thawed)
 
 
-def _encode(value: Any, kind: type[Any], read: Reader, *, int_max: int | None = None) -> tuple[bytes, int]:
-    """The line, and the version that its reader must have."""
+def _encode(
+    value: Any, kind: type[Any], read: Reader, *, int_max: int | None = None
+) -> tuple[bytes, int, Any]:
+    """The line, the version that its reader must have, and what `read` makes of it; None: it cannot."""
     if kind not in FORMS:
         raise JournalError(f"a {kind.__name__} cannot be written to the journal: it is no command")
     plain, needed = FORMS[kind](value)
@@ -114,11 +122,12 @@ def _encode(value: Any, kind: type[Any], read: Reader, *, int_max: int | None = 
         line = _encoder.encode(plain)
         if not line.isascii():
             line = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line.decode()).encode("ascii")
-        if read(line) == value:
-            return line, needed
+        back = read(line)
+        if back == value:
+            return line, needed, back
     except FAULTS:
         pass
-    return _encode_slowly(value, kind, plain, int_max=int_max), needed
+    return _encode_slowly(value, kind, plain, int_max=int_max), needed, None
 
 
 def _encode_slowly(value: Any, kind: type[Any], plain: dict[str, Any], *, int_max: int | None) -> bytes:

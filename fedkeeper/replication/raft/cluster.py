@@ -37,11 +37,12 @@ FRESHEN_S: Final = 0.25  # how old the figures in `status` that no decision depe
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     """A proposal that is not in flight, or a reader (without a line)."""
 
     line: bytes
+    command: Command | None  # what the line decodes to; a reader has none
     answer: asyncio.Future[Any]
     until: float  # by the loop's time
 
@@ -128,7 +129,8 @@ class RaftLog:
                     chance=random.Random(),  # noqa: S311 - nobody gains by guessing election timeouts
                     timing=TIMINGS[timing],
                     apply=apply,
-                    on_applied=lambda _index, _entry, results: thread.post(
+                    # Who proposed them is told of the outcome in the same turn, and that is news at once.
+                    on_applied=lambda _index, _entry, results: thread.post_later(
                         raft_log._on_applied, node.state, results
                     ),
                     on_installed=lambda: thread.post(raft_log._on_applied, node.state, ()),
@@ -200,24 +202,24 @@ class RaftLog:
         Raises NoLeader or KeeperStopped if it certainly did not happen, OutcomeUnknown if it may have,
         JournalError if it cannot be written as a line.
         """
-        line = codec.encode(command, version=self._cluster_version())
+        line, back = codec.encode_back(command, version=self._cluster_version())
         if len(line) > LINE_BYTES_MAX:
             raise JournalError(f"{type(command).__name__} is longer than {LINE_BYTES_MAX} bytes")
-        applied: Applied = await self._answer(line, self._waiting)
+        applied: Applied = await self._answer(line, back, self._waiting)
         return applied
 
     async def barrier(self) -> State:
         """The state with everything in it that was acknowledged before the call: a linearizable read."""
-        state: State = await self._answer(b"", self._readers)
+        state: State = await self._answer(b"", None, self._readers)
         return state
 
-    async def _answer(self, line: bytes, queue: deque[_Waiting]) -> Any:
+    async def _answer(self, line: bytes, command: Command | None, queue: deque[_Waiting]) -> Any:
         if self._closed:
             raise KeeperStopped(f"the log of {self.name} is closed")
         if self._unanswered >= self._waiting_max:
             raise NoLeader(f"{self.name}: {self._unanswered} proposals wait already", hint="try again later")
         answer: asyncio.Future[Any] = self._loop.create_future()
-        queue.append(_Waiting(line, answer, self._loop.time() + self._timeout_s))
+        queue.append(_Waiting(line, command, answer, self._loop.time() + self._timeout_s))
         self._unanswered += 1
         self._pump()
         try:
@@ -256,8 +258,14 @@ class RaftLog:
             number = self._sent
             self._in_flight[number] = (batch, readers)
             lines = [one.line for one in batch]
+            commands = [one.command for one in batch if one.command is not None]
             post, settle = self._thread.post, self._settle
-            self._thread.call(self._thread.node.propose, lines, lambda result: post(settle, number, result))
+            self._thread.call(
+                self._thread.node.propose,
+                lines,
+                lambda result: post(settle, number, result),
+                commands,
+            )
         if self._waiting:
             self._pump()
 

@@ -301,6 +301,7 @@ class RaftNode(Raft):
         else:
             act()
             self._call_back()
+            self.after_turn()
 
     def _send(self, *, hurry: bool = False) -> None:
         """Send what was said. Promises (votes, acknowledgements, ...) after the sync that makes them true.

@@ -21,6 +21,7 @@ from fedkeeper.replication.raft.node import RaftNode
 # Makes the node on its thread, where it stays; not open yet. Closes what it has opened if it raises.
 Build = Callable[[Background], tuple[RaftNode, Network]]
 CLOSE_S: Final = 10.0
+LATER_S: Final = 0.005
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -41,7 +42,9 @@ class NodeThread:
         self._timer_at = inf  # by the loop's time, which is the node's clock
         self._closing: asyncio.Task[None] | None = None
         self._news: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._posted = False
+        self._posted = False  # the keeper's loop will look at the news
+        self._wakes = False  # it has to be woken for them, at the end of the turn
+        self._later: asyncio.TimerHandle | None = None  # when it is at the latest
         self._each_tick: Callable[[], None]
 
     async def start(self, build: Build, each_tick: Callable[[], None]) -> None:
@@ -65,14 +68,19 @@ class NodeThread:
             self._loop.call_soon_threadsafe(act, *arguments)
 
     def post(self, act: Callable[..., None], *arguments: Any) -> None:
-        """From the node's thread: have the keeper's loop do something, in the order in which it is asked."""
+        """From the node's thread: have the keeper's loop do something, in the order in which it is asked.
+
+        It is woken when the node's turn is over: both threads are of one interpreter, and get in each
+        other's way.
+        """
         self._news.append((act, arguments))
-        if not self._posted:
-            self._posted = True
-            try:
-                self._home.call_soon_threadsafe(self.drain)
-            except RuntimeError:  # the keeper's loop has ended, and nobody listens
-                self._news.clear()
+        self._wakes = True
+
+    def post_later(self, act: Callable[..., None], *arguments: Any) -> None:
+        """As `post`, for what nobody waits for: within LATER_S, or with what is posted before."""
+        self._news.append((act, arguments))
+        if self._later is None:
+            self._later = self._loop.call_later(LATER_S, self._wake_home)
 
     def drain(self) -> None:
         """On the keeper's loop: do what was posted."""
@@ -131,6 +139,10 @@ class NodeThread:
     def _after_turn(self) -> None:
         """Sleep until the next thing is due: an idle keeper costs what its heartbeats do."""
         node = self.node
+        if self._wakes:
+            self._wake_home()
+        if self._ending.is_set():
+            return
         if node.failure is None:
             due = node.next_tick_at()
             if due == NEVER:  # whenever time passes
@@ -140,6 +152,18 @@ class NodeThread:
         elif self._closing is None:
             # Whoever is connected to a keeper that takes part no longer should know at once.
             self._closing = self._loop.create_task(self._network.close())
+
+    def _wake_home(self) -> None:
+        self._wakes = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if not self._posted:
+            self._posted = True
+            try:
+                self._home.call_soon_threadsafe(self.drain)
+            except RuntimeError:  # the keeper's loop has ended, and nobody listens
+                self._news.clear()
 
     def _wake_at(self, moment: float) -> None:
         if self._timer is not None:
