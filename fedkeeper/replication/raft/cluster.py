@@ -70,7 +70,7 @@ class RaftLog:
         self._waiting: deque[_Waiting] = deque()
         self._readers: deque[_Waiting] = deque()
         self._unanswered = 0
-        self._in_flight: dict[int, tuple[Sequence[_Waiting], Sequence[_Waiting]]] = {}
+        self._in_flight: dict[int, tuple[Sequence[_Waiting], Sequence[_Waiting], int]] = {}  # int: the term
         self._sent = 0
         self._pumping: asyncio.Handle | None = None
         self._resting = False  # until the next attempt
@@ -256,7 +256,7 @@ class RaftLog:
         if batch or readers:
             self._sent += 1
             number = self._sent
-            self._in_flight[number] = (batch, readers)
+            self._in_flight[number] = (batch, readers, self._thread.node.term)
             lines = [one.line for one in batch]
             commands = [one.command for one in batch if one.command is not None]
             post, settle = self._thread.post, self._settle
@@ -270,7 +270,7 @@ class RaftLog:
             self._pump()
 
     def _settle(self, number: int, result: Any) -> None:
-        batch, readers = self._in_flight.pop(number)
+        batch, readers, term = self._in_flight.pop(number)
         if not isinstance(result, FedKeeperError):
             for one, applied in zip(batch, result, strict=True):
                 if not one.answer.done():
@@ -279,15 +279,17 @@ class RaftLog:
                 if not one.answer.done():
                     one.answer.set_result(self._state)
         elif isinstance(result, NoLeader) and not self._closed:
-            self._again(batch, readers, result)
+            self._again(batch, readers, term, result)
         else:
             for one in (*batch, *readers):
                 _fail(one.answer, result)
         if self._waiting or self._readers:
             self._pump()
 
-    def _again(self, batch: Sequence[_Waiting], readers: Sequence[_Waiting], reason: NoLeader) -> None:
-        """Nothing was proposed: try it once more in a moment, or as soon as there is a leader."""
+    def _again(
+        self, batch: Sequence[_Waiting], readers: Sequence[_Waiting], term: int, reason: NoLeader
+    ) -> None:
+        """Nothing was proposed in `term`: try it once more in a moment, or as soon as there is a leader."""
         now = self._loop.time()
         for queue, those in ((self._waiting, batch), (self._readers, readers)):
             for one in reversed(those):
@@ -295,7 +297,8 @@ class RaftLog:
                     queue.appendleft(one)
                 else:
                     _fail(one.answer, reason)
-        if not self._resting:
+        node = self._thread.node
+        if not self._resting and not (node.leader and node.term > term):  # a leader that was not asked yet
             self._resting = True
             self._loop.call_later(RETRY_S, self._rested)
 

@@ -50,7 +50,7 @@ class Elections:
             return
         if not node.other_names:
             node.election_at = NEVER
-        elif node.election_at < node.clock():
+        elif node.election_at <= node.clock():
             self._ask()
 
     def after_step(self) -> None:
@@ -140,9 +140,13 @@ class Elections:
             self._stand_at(RETRY_PART * node.timing.silence_min_s)
 
     def _stand_at(self, delay_s: float, *, later: bool = False) -> None:
-        """Ask in `delay_s`, or a little after, if that is before what is planned; or, with `later`, after."""
+        """Ask in `delay_s`, or a little after, if that is before what is planned; or, with `later`, after.
+
+        0: in this turn.
+        """
         node = self._node
-        moment = node.clock() + delay_s + 0.1 * RANK_S * node.chance.random()
+        jitter_s = 0.1 * RANK_S * node.chance.random() if delay_s else 0.0
+        moment = node.clock() + delay_s + jitter_s
         node.election_at = max(node.election_at, moment) if later else min(node.election_at, moment)
 
     def _may_stand(self) -> bool:

@@ -157,8 +157,10 @@ class Leading:
         if progress is None:
             node = self._node
             hello = self._hellos.get(name)
-            theirs = node.last_index if hello is None else hello.last_index
+            # Those that were there when it was elected lack its no-op, and mostly nothing else.
+            theirs = node.noop_index - 1 if hello is None else hello.last_index
             progress = self._progress[name] = _Progress(max(2, min(theirs, node.last_index) + 1))
+            progress.probing = hello is not None
             progress.moved_at = node.clock()
         return progress
 

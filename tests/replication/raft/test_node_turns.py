@@ -88,3 +88,31 @@ def test_a_follower_that_asked_hears_at_once() -> None:
     outcome = world.propose(world.follower(), 1)
     world.deliver()
     assert len(outcome) == 1
+
+
+def test_a_new_leader_sends_what_the_others_lack_at_once() -> None:
+    """Its first message holds its no-op: nobody has to say first that it is missing."""
+    world = World(*KEEPERS)
+    first = world.start_all()
+    world.commit(first, 1)
+    world.agree()
+    world.said.clear()
+    world.kill(first.name)
+    second = world.leader()
+    world.until(lambda: second.commit_index == second.last_index, "the no-op")
+    answers = [
+        message for _, to, message in world.said if to == second.name and message["type"] == "appended"
+    ]
+    assert answers
+    assert all(answer["success"] for answer in answers)
+
+
+def test_the_first_to_notice_a_death_asks_in_the_same_turn() -> None:
+    """The first by name of those that are left does not wait for a moment to pass."""
+    world = World(*KEEPERS)
+    leader = world.start_all()
+    world.agree()
+    world.said.clear()
+    world.kill(leader.name)
+    asked = {sender for sender, _, data in world.sent if b"pre_vote" in data}
+    assert asked == {min(world.nodes)}
