@@ -212,4 +212,4 @@ class Admission:
 
 def _slots(revision: Revision) -> int:
     """Calls at once on one worker: an OpenWhisk runtime takes one."""
-    return revision.limits.concurrency if revision.flavour == "google" else 1
+    return 1 if revision.flavour == "openwhisk" else revision.limits.concurrency

@@ -49,6 +49,7 @@ class Credentials:
     accounts: dict[str, dict[str, Any]]  # project -> service account JSON
     signing_key: str  # PEM, of the token endpoint
     admin: str  # token of the administration calls
+    openfaas: str = ""  # password of the gateway's user
 
     def __repr__(self) -> str:
         return f"Credentials(namespaces={list(self.openwhisk)}, projects={list(self.accounts)})"
@@ -95,6 +96,7 @@ def make_credentials(
         },
         signing_key=known.signing_key,
         admin=known.admin,
+        openfaas=known.openfaas or secrets.token_urlsafe(32),
     )
     if credentials != known or not path.exists():
         _write(path, asdict(credentials))

@@ -8,10 +8,10 @@ import hmac
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from aiohttp import web
@@ -24,6 +24,8 @@ from fedkeeper.fabric.credentials import Credentials
 from fedkeeper.fabric.google_api import CloudFunctions
 from fedkeeper.fabric.google_rpc import answer_google
 from fedkeeper.fabric.model import Workers
+from fedkeeper.fabric.openfaas_api import OpenFaas
+from fedkeeper.fabric.openfaas_calls import FunctionCalls
 from fedkeeper.fabric.openwhisk_api import OpenWhisk, answer_openwhisk
 from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.openwhisk_platform import TRANSACTION, Keys
@@ -51,21 +53,27 @@ class FrontSettings:
     clock: Callable[[], float] = time.time  # whose minutes the throttles count in
 
 
+class Running(Protocol):
+    """A part of the front that may have work under way."""
+
+    @property
+    def running(self) -> int:
+        """How much of it has not ended."""
+        ...
+
+
 class Front:
     """A running front. `busy` says whether anything is being executed or deployed."""
 
-    def __init__(
-        self, url: str, keys: Keys, functions: CloudFunctions, activations: Activations, triggers: Triggers
-    ) -> None:
+    def __init__(self, url: str, keys: Keys, functions: CloudFunctions, parts: Sequence[Running]) -> None:
         self.url = url
         self._keys = keys
         self._functions = functions
-        self._activations = activations
-        self._triggers = triggers
+        self._parts = parts
 
     def busy(self) -> bool:
         """Whether an activation, an execution or an operation has not ended."""
-        return bool(self._activations.running or self._triggers.running or self._functions.running)
+        return any(part.running for part in self._parts)
 
     def replace(self, credentials: Credentials) -> None:
         """Take another set of namespaces and projects."""
@@ -110,17 +118,23 @@ async def open_front(
         stack.push_async_callback(functions.close)
         triggers = Triggers(functions, workers, revisions, in_flight)
         stack.push_async_callback(triggers.close)
+        gateway = OpenFaas(store, revisions, workers, credentials.openfaas)
+        faas_calls = FunctionCalls(gateway, workers, revisions, in_flight)
+        stack.push_async_callback(faas_calls.close)
         await activations.recover()
         await functions.recover()
         kept = [
             *await store.after("action", "", name="", limit=-1),
             *await store.after("function", "", name="", limit=-1),
+            *await store.after("faas", "", name="", limit=-1),
         ]
         await revisions.keep_only({document.revision for document in kept})
-        front = Front(url, keys, functions, activations, triggers)
+        busy = (activations, triggers, functions, gateway, faas_calls)
+        front = Front(url, keys, functions, busy)
         app = web.Application(middlewares=[_dialects])
         app.add_routes(openwhisk.routes())
         app.add_routes(functions.routes() + triggers.routes())
+        app.add_routes(gateway.routes() + faas_calls.routes())
         app.add_routes(_own_routes(front, workers, credentials.admin, reload))
         # No access log: paths of uploads are permissions. A client that goes away cancels no handler.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=False, shutdown_timeout=_SHUTDOWN_S)

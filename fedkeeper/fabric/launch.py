@@ -28,6 +28,7 @@ class FabricAddress:
     url: str  # "http://127.0.0.1:PORT": OpenWhisk's API host and Cloud Functions' API endpoint
     openwhisk_auth: Mapping[str, SecretStr]  # namespace -> "uuid:key"
     service_accounts: Mapping[str, Mapping[str, Any]] = field(repr=False)  # project -> its JSON key file
+    openfaas_password: SecretStr  # of the gateway's user, admin, in all its namespaces
 
     def login(self, platform: str, tenant: str) -> Any:
         """What proves us to the embedded `platform` as `tenant`: a SecretStr, or a service account's JSON."""
@@ -35,7 +36,7 @@ class FabricAddress:
             "openwhisk": self.openwhisk_auth,
             "google": self.service_accounts,
         }
-        return logins[platform][tenant]
+        return self.openfaas_password if platform == "openfaas" else logins[platform][tenant]
 
 
 class OpenFabric:
@@ -112,6 +113,7 @@ async def open_fabric(
         url=str(running.info["url"]),
         openwhisk_auth={name: SecretStr(credentials.openwhisk[name]) for name in namespaces},
         service_accounts={name: credentials.accounts[name] for name in projects},
+        openfaas_password=SecretStr(credentials.openfaas),
     )
     return OpenFabric(address, running)
 

@@ -24,7 +24,7 @@ class Revision:
     """One version of one function: an update makes a new `id`, so that no old worker is ever reused."""
 
     id: str
-    flavour: str  # "openwhisk": /init + /run; "google": functions framework
+    flavour: str  # "openwhisk": /init + /run; "google": functions framework; "openfaas": of-watchdog
     name: str  # "/ns/client_3", or "projects/p/locations/l/functions/client-3"
     folder: str  # the extracted zip (or the single file's folder); read-only for workers
     entry: str  # OpenWhisk: exec.main; Google: the function target

@@ -278,6 +278,8 @@ def _lay_out(folder: Path) -> None:
 
 def _instance_environment(revision: Revision) -> dict[str, str]:
     """What a Cloud Functions instance is told when it starts; an OpenWhisk action is told by its init."""
+    if revision.flavour == "openfaas":
+        return dict(revision.environment)
     if revision.flavour != "google":
         return {}
     service = revision.name.rpartition("/")[2]

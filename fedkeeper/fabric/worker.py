@@ -25,6 +25,7 @@ from fedkeeper.fabric.preload import MARK, Zygote
 ANSWER_BYTES_MAX = {  # as its runtime cuts it; more can only come from a function that writes on our channel
     "openwhisk": 1 << 20,
     "google": 32 << 20,
+    "openfaas": 32 << 20,
 }
 PROCESSES_MAX = 1024  # as on OpenWhisk
 FILES_MAX = 20_000  # in its own directory, as many as a package may hold

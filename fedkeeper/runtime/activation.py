@@ -48,8 +48,14 @@ def openwhisk_blob(arguments: Mapping[str, Any], step: Callable[[bytes], bytes])
 
 
 def google(request: Any, kind: type[T], step: Callable[[T, ObjectStore], object]) -> HttpAnswer:
-    """Run a step as a Cloud Function: the body is the task in JSON, a failure is HTTP 500 with JSON."""
-    activation_id = request.headers.get("Function-Execution-Id", "")
+    """Run a step as a Cloud Function, whose execution has the ID that came with the request."""
+    return http(request, kind, step, activation_id=request.headers.get("Function-Execution-Id", ""))
+
+
+def http(
+    request: Any, kind: type[T], step: Callable[[T, ObjectStore], object], *, activation_id: str
+) -> HttpAnswer:
+    """Run a step as an HTTP function (Flask): the body is the task in JSON, a failure HTTP 500 with JSON."""
     try:
         arguments = msgspec.json.decode(request.get_data(), type=dict[str, Any])
     except msgspec.DecodeError as exc:
@@ -57,7 +63,7 @@ def google(request: Any, kind: type[T], step: Callable[[T, ObjectStore], object]
     return _http(perform(arguments, kind, step, activation_id=activation_id))
 
 
-def google_blob(request: Any, step: Callable[[bytes], bytes]) -> HttpAnswer:
+def http_blob(request: Any, step: Callable[[bytes], bytes]) -> HttpAnswer:
     """Run a step on the body's bytes; it has no key and needs no store."""
     try:
         return step(request.get_data()), 200, {"Content-Type": BINARY}

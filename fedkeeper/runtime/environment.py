@@ -40,7 +40,7 @@ class StoreAddress:
 class ClientAccess:
     """How the forwarding function proves itself to the clients of one cluster."""
 
-    platform: str  # openwhisk | google
+    platform: str  # its name in fedkeeper.platforms
     auth: str = field(default="", repr=False)  # openwhisk: "uuid:key"
     # google: the service account's JSON; empty: the function's own identity (metadata server)
     service_account: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytest_asyncio
@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
 from fedkeeper import packaging
-from fedkeeper.errors import AuthenticationRefused, DeploymentFailed, FunctionMissing
+from fedkeeper.errors import AuthenticationRefused, DeploymentFailed, FunctionMissing, RequestRefused
 from fedkeeper.fabric.launch import FabricAddress, open_fabric
 from fedkeeper.providers.base import Activation, Package, Provider
 from fedkeeper.providers.google.provider import Google
+from fedkeeper.providers.openfaas.provider import OpenFaas
 from fedkeeper.providers.openwhisk.provider import OpenWhisk
 
 HANDLER = """
@@ -53,12 +54,13 @@ async def fabric(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fabr
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A function with adapters for both platforms."""
+    """A function with an adapter for every platform."""
     folder = tmp_path / "echo"
     for name, text in {
         "handler.py": HANDLER,
         "openwhisk/__main__.py": WHISK,
         "google/main.py": GOOGLE,
+        "openfaas/main.py": GOOGLE,
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -276,3 +278,57 @@ class TestGoogle(ProviderContract):
             await provider.deploy(make(source, "google", "echo_broken"))
         assert caught.value.problem
         await provider.remove("echo_broken")
+
+
+class TestOpenFaas(ProviderContract):
+    """Calls are queued, and their ends called back."""
+
+    how: ClassVar[dict[str, Any]] = {"callback_port": 0}
+
+    @pytest.fixture
+    async def provider(self, fabric: FabricAddress) -> AsyncIterator[OpenFaas]:
+        """One namespace."""
+        async with self.open_as(fabric, fabric.openfaas_password) as provider:
+            yield provider
+
+    @pytest.fixture
+    async def stranger(self, fabric: FabricAddress) -> AsyncIterator[OpenFaas]:
+        """The right user, a wrong password."""
+        async with self.open_as(fabric, SecretStr("x" * 32)) as provider:
+            yield provider
+
+    def open_as(self, fabric: FabricAddress, password: SecretStr) -> Any:
+        """A provider with this password."""
+        return OpenFaas.open(
+            "edge",
+            gateway=fabric.url,
+            password=password,
+            namespace="edge",
+            store_images=True,
+            **self.how,
+        )
+
+    async def test_what_it_printed_is_its_log(self, provider: Provider, deployed: str) -> None:
+        """Also of a call that failed."""
+        ended = await self.run(provider, deployed, "k", fail=True, n=5)
+        whole = await provider.activation(ended.activation_id)
+        assert whole is not None
+        assert any("started 5" in line for line in whole.logs)
+        assert any("boom" in line for line in whole.logs)
+
+    async def test_a_package_that_does_not_load_fails_to_deploy(
+        self, provider: Provider, source: Path
+    ) -> None:
+        """With the last lines of what it printed; what served before goes on serving."""
+        await provider.deploy(make(source, "openfaas", "echo_broken"))
+        (source / "handler.py").write_text("import no_such_module\n")
+        with pytest.raises(RequestRefused, match="no_such_module"):
+            await provider.deploy(make(source, "openfaas", "echo_broken"))
+        assert (await self.run(provider, "echo_broken", "k/still")).ok
+        await provider.remove("echo_broken")
+
+
+class TestOpenFaasSynchronous(TestOpenFaas):
+    """Each call holds its connection."""
+
+    how: ClassVar[dict[str, Any]] = {"asynchronous": False}

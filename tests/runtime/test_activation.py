@@ -243,7 +243,7 @@ def test_bytes_travel_both_ways() -> None:
     blob = base64.b64encode(b"\0abc").decode()
     answer = activation.openwhisk_blob({"blob": blob}, lambda body: body[::-1])
     assert base64.b64decode(answer["blob"]) == b"cba\0"
-    assert activation.google_blob(Request(b"\0abc"), lambda body: body[::-1]) == (
+    assert activation.http_blob(Request(b"\0abc"), lambda body: body[::-1]) == (
         b"cba\0",
         200,
         {"Content-Type": "application/octet-stream"},
@@ -258,4 +258,4 @@ def test_failures_with_bytes_are_reported_the_platforms_way() -> None:
 
     assert activation.openwhisk_blob({"blob": "AA=="}, broken) == {"error": "TaskError: no"}
     assert "error" in activation.openwhisk_blob({"blob": "?"}, broken)
-    assert activation.google_blob(Request(b""), broken)[:2] == (b'{"error":"TaskError: no"}', 500)
+    assert activation.http_blob(Request(b""), broken)[:2] == (b'{"error":"TaskError: no"}', 500)

@@ -47,6 +47,7 @@ frames = _sibling("frames")
 RUNTIMES = {
     "openwhisk": _sibling("openwhisk"),
     "google": _sibling("google"),
+    "openfaas": _sibling("openfaas"),
     "nodejs": _sibling("node"),
 }
 

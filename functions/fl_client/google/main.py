@@ -9,5 +9,5 @@ from fedkeeper.runtime.wire import TrainTask
 def main(request):
     """Entry point of the HTTP function."""
     if request.mimetype == activation.BINARY:
-        return activation.google_blob(request, handler.run_forwarded)
+        return activation.http_blob(request, handler.run_forwarded)
     return activation.google(request, TrainTask, handler.run)
