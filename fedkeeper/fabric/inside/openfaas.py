@@ -39,7 +39,7 @@ def serve(channel: socket.socket, order: dict[str, Any], frames: ModuleType) -> 
 
     head, _ = frames.receive(channel)
     try:
-        upstream = _start(order["entry"], Path(order["folder"]) / "main.py", Path(order["temporary"]))
+        upstream = _start(order["entry"], Path(order["folder"]) / "main.py", Path(os.environ["TMPDIR"]))
     except Exception:  # noqa: BLE001 - whatever main.py raises is why the replica does not get ready
         traceback.print_exc()
         answer(head, {"ok": False, "error": "the function does not load"})
