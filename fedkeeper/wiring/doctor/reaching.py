@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Final
 
 from fedkeeper.config import Experiment, Learning
-from fedkeeper.config.functions import OpenWhiskFunction
 from fedkeeper.errors import ConfigError, FedKeeperError, ProviderUnavailable, StoreUnavailable
 from fedkeeper.packaging import build
 from fedkeeper.weights.mongo import MongoUpdates
@@ -87,12 +86,11 @@ def functions(experiment: Experiment) -> list[Finding]:
     for scenario, function, platform in sorted(_wanted(experiment)):
         topic = f"function {function}"
         settings = experiment.function(scenario, function, platform)
-        image = settings.docker_image if isinstance(settings, OpenWhiskFunction) else ""
         learning = experiment.scenario(scenario)
         include = learning.data_sampling.include if isinstance(learning, Learning) else ()
         try:
             source = experiment.source(scenario, function, platform)
-            archive = build(source, platform, include=include, requirements=not image)
+            archive = build(source, platform, include=include, requirements=settings.requirements)
         except ConfigError as exc:
             found.append(missing(topic, str(exc), exc.hint or "is its folder there?"))
             continue
