@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import socket
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final
@@ -107,7 +108,7 @@ class _Outbox(Transport):  # type: ignore[misc]
         """The network is closed by the node's owner."""
 
 
-class Raft(SyncObj):  # type: ignore[misc]
+class Raft(SyncObj, ABC):  # type: ignore[misc]
     """PySyncObj with its hooks bent to methods that `RaftNode` has."""
 
     def __init__(
@@ -146,17 +147,17 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     # --- what RaftNode has to say ------------------------------------------------------------------------
 
+    @abstractmethod
     def applies(self, entry: bytes) -> None:
         """A committed entry, in its turn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leads_now(self) -> None:
         """It has been elected, and its no-op is in the log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heartbeat(self) -> None:
         """It is time to tell everybody that the leader lives."""
-        raise NotImplementedError
 
     # --- the library's hooks -----------------------------------------------------------------------------
 
