@@ -3,11 +3,14 @@
 FedKeeperError
 + ConfigError                  the experiment's file is wrong (exit 2)
 + ProviderError                a FaaS platform
-  + ProviderUnavailable        nothing was sent: no connection
-  + InvocationUnknown          sent, no answer: it may have happened (definite = False)
+  + ProviderUnavailable        nothing happened: no connection, or the platform has no room (503)
+  + InvocationUnknown          sent, no usable answer: it may have happened (Happened.UNKNOWN)
+  + InvocationFailed           it happened, and the platform says that it failed (Happened.YES)
   + RequestRefused             the platform answered "no"
     + AuthenticationRefused    401 or 403
     + FunctionMissing          404
+    + Conflict                 409
+    + TooLarge                 413: payload, parameters or code
     + Throttled                429; `retry_after_s` says when to come back
   + DeploymentFailed           the platform took the package and could not make it run
 + StoreError                   the weights store
@@ -20,10 +23,10 @@ FedKeeperError
 + JournalError                 the keeper's own log on disk
   + JournalDamaged             a record that is not the last one does not check
   + JournalFull                no space, or not writable
-  + JournalUnconfirmed         may be on disk, and may not (definite = False)
+  + JournalUnconfirmed         may be on disk, and may not (Happened.UNKNOWN)
 + ClusterError                 the keepers among themselves
   + NoLeader                   no leader in time, or no majority: nothing was proposed
-  + OutcomeUnknown             proposed, no answer in time: it may be in the log (definite = False)
+  + OutcomeUnknown             proposed, no answer in time: it may be in the log (Happened.UNKNOWN)
   + KeeperStopped              this keeper's log has stopped (disk, damage, removed)
   + MembershipRefused          a change of the members that would not be safe now
   + EpochOver                  another keeper conducts now: stop
@@ -43,21 +46,35 @@ FedKeeperError
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
+
+
+class Happened(StrEnum):
+    """Whether the act that failed has had its effect: what decides if it may be done again."""
+
+    NO = "no"
+    YES = "yes"
+    UNKNOWN = "unknown"
 
 
 class FedKeeperError(Exception):
     """Base of all.
 
-    `definite` is False when the act may have happened all the same; `hint` says what to try.
+    `happened` says whether the act took place all the same; `hint` what to try.
     """
 
     exit_code: ClassVar[int] = 1
-    definite: ClassVar[bool] = True
+    happened: ClassVar[Happened] = Happened.NO
 
     def __init__(self, problem: str, *, hint: str = "") -> None:
         super().__init__(problem)
         self.hint = hint
+
+    @property
+    def definite(self) -> bool:
+        """False when the act may have happened all the same, and nobody can tell."""
+        return self.happened is not Happened.UNKNOWN
 
 
 class ConfigError(FedKeeperError):
@@ -81,13 +98,32 @@ class ProviderError(FedKeeperError):
 
 
 class ProviderUnavailable(ProviderError):
-    """Nothing was sent: no connection to the platform."""
+    """Nothing happened: no connection to the platform, or it has no room (503). Ask again later."""
 
 
 class InvocationUnknown(ProviderError):
     """The request went out and no usable answer came: the function may be running."""
 
-    definite = False
+    happened = Happened.UNKNOWN
+
+
+class InvocationFailed(ProviderError):
+    """The platform took it, ran it or tried to, and answered that it failed: it is not to be sent again."""
+
+    happened = Happened.YES
+
+    def __init__(
+        self,
+        cluster: str,
+        function: str,
+        problem: str,
+        *,
+        activation_id: str,
+        status: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(cluster, function, problem, status=status, hint=hint)
+        self.activation_id = activation_id  # empty where the platform does not say
 
 
 class RequestRefused(ProviderError):
@@ -100,6 +136,14 @@ class AuthenticationRefused(RequestRefused):
 
 class FunctionMissing(RequestRefused):
     """No such function on the platform (404)."""
+
+
+class Conflict(RequestRefused):
+    """Something of that name is there already, or was changed at the same time (409)."""
+
+
+class TooLarge(RequestRefused):
+    """Payload, parameters or code are above the platform's limit (413)."""
 
 
 class Throttled(RequestRefused):
@@ -123,7 +167,7 @@ class StoreError(FedKeeperError):
 class StoreUnavailable(StoreError):
     """No connection, or no primary, within the configured wait."""
 
-    definite = False
+    happened = Happened.UNKNOWN
 
 
 class StoreRefused(StoreError):
@@ -161,7 +205,7 @@ class JournalFull(JournalError):
 class JournalUnconfirmed(JournalError):
     """The disk did not say whether a command is on it: the next start will tell."""
 
-    definite = False
+    happened = Happened.UNKNOWN
 
 
 class ClusterError(FedKeeperError):
@@ -175,7 +219,7 @@ class NoLeader(ClusterError):
 class OutcomeUnknown(ClusterError):
     """Proposed, and no answer came in time: it may be in the log, or come to be."""
 
-    definite = False
+    happened = Happened.UNKNOWN
 
 
 class KeeperStopped(ClusterError):

@@ -56,7 +56,9 @@ class Canned:
         return self
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Record the request, give the next answer."""
+        """Record the request, give the next answer. Limits are asked for aside, and there are none."""
+        if request.path.endswith("/limits") and not any(end == "/limits" for _, end, _ in self.rules):
+            return web.json_response({"error": "The requested resource does not exist."}, status=404)
         self.seen.append(
             Seen(request.method, request.path, dict(request.query), request.headers, await request.read())
         )

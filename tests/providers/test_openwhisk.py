@@ -9,22 +9,15 @@ import pytest
 from pydantic import SecretStr
 
 from fedkeeper.errors import (
-    AuthenticationRefused,
     ConfigError,
-    FunctionMissing,
     InvocationUnknown,
-    ProviderError,
     ProviderUnavailable,
     RequestRefused,
-    Throttled,
 )
 from fedkeeper.providers.openwhisk import provider as module
 from fedkeeper.providers.openwhisk.provider import OpenWhisk
 from tests.providers.canned import Canned
 from tests.providers.canned_openwhisk import KEY, error, open_to, package
-
-PER_MINUTE = "Too many requests in the last minute (count: 61, allowed: 60)."
-CONCURRENT = "Too many concurrent requests in flight (count: 31, allowed: 30)."
 
 
 async def act(whisk: OpenWhisk, what: str) -> Any:
@@ -40,75 +33,6 @@ async def act(whisk: OpenWhisk, what: str) -> Any:
             return await whisk.list()
         case _:
             return await whisk.check()
-
-
-REFUSALS = [
-    ("invoke", 400, error("Request defines parameters that are not allowed"), RequestRefused, "not allowed"),
-    ("invoke", 401, error("The supplied authentication is invalid"), AuthenticationRefused, "authentication"),
-    ("invoke", 403, error("not authorized to access 'ns/x'."), AuthenticationRefused, "not authorized"),
-    ("invoke", 404, error("The requested resource does not exist."), FunctionMissing, "does not exist"),
-    ("invoke", 405, error("HTTP method not allowed"), RequestRefused, "405"),
-    ("invoke", 409, error("Resource by this name exists"), RequestRefused, "409"),
-    ("invoke", 413, error("Request larger than allowed: 2 > 1 bytes."), RequestRefused, "larger"),
-    ("invoke", 415, b"unsupported", RequestRefused, "unsupported"),
-    ("invoke", 429, error(PER_MINUTE), Throttled, "last minute"),
-    ("invoke", 429, error(CONCURRENT), Throttled, "in flight"),
-    ("invoke", 302, b"", RequestRefused, "redirected"),
-    ("invoke", 500, error("internal"), InvocationUnknown, "internal"),
-    ("invoke", 502, error("Failed to pull container image 'x'."), InvocationUnknown, "pull"),
-    ("invoke", 503, b"<html>busy</html>", InvocationUnknown, "busy"),
-    ("invoke", 202, b"not json", InvocationUnknown, "not JSON"),
-    ("invoke", 202, {}, InvocationUnknown, "no activationId"),
-    ("invoke", 202, [1], InvocationUnknown, "no activationId"),
-    ("deploy", 400, error("The specified runtime 'x' is not supported"), RequestRefused, "runtime"),
-    ("deploy", 409, error("resource already exists"), RequestRefused, "exists"),
-    ("deploy", 413, error("exec larger than allowed: .."), RequestRefused, "exec"),
-    ("deploy", 500, error("oops"), InvocationUnknown, "oops"),
-    ("remove", 409, error("Concurrent modification"), RequestRefused, "Concurrent"),
-    ("remove", 503, b"", InvocationUnknown, "503"),
-    ("list", 404, error("The requested resource does not exist."), RequestRefused, "ow: HTTP 404"),
-    ("list", 401, error("invalid"), AuthenticationRefused, "invalid"),
-    ("list", 503, b"", ProviderUnavailable, "503"),
-    ("list", 200, {"not": "a list"}, ProviderError, "list was expected"),
-    ("list", 200, b"<html>", ProviderError, "not JSON"),
-    ("check", 401, {"error": "no", "code": 77}, AuthenticationRefused, "no"),  # older releases: a number
-    ("check", 403, error("no"), AuthenticationRefused, "no"),
-]
-
-
-@pytest.mark.parametrize(("what", "status", "body", "kind", "says"), REFUSALS)
-async def test_every_refusal_is_one_typed_error(
-    whisk: OpenWhisk, canned: Canned, what: str, status: int, body: Any, kind: type, says: str
-) -> None:
-    """Its class says what to do, its text what the platform said; nothing is sent twice; no key in it."""
-    canned.reply(status, body)
-    with pytest.raises(kind) as caught:
-        await act(whisk, what)
-    assert type(caught.value) is kind
-    assert says in str(caught.value)
-    assert caught.value.definite is (kind is not InvocationUnknown)
-    assert len(canned.seen) == 1
-    assert KEY.split(":")[1] not in repr(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "headers", "wait_s"),
-    [
-        (PER_MINUTE, {}, 40.5),  # the clock stands at :20
-        (PER_MINUTE, {"Date": "Sun, 22 Nov 2026 00:00:50 GMT"}, 10.5),  # the platform's clock is what counts
-        (CONCURRENT, {}, 1.0),
-        (PER_MINUTE, {"Retry-After": "7"}, 7.0),  # a gateway in front
-    ],
-)
-async def test_a_throttled_call_says_when_to_come_back(
-    whisk: OpenWhisk, canned: Canned, text: str, headers: dict[str, str], wait_s: float
-) -> None:
-    """The per-minute window is the clock minute; room for one more in flight comes sooner."""
-    # aiohttp's server always sends a Date of its own, so the first case hides it behind an unreadable one
-    canned.reply(429, error(text), {"Date": "?", **headers})
-    with pytest.raises(Throttled) as caught:
-        await act(whisk, "invoke")
-    assert caught.value.retry_after_s == wait_s
 
 
 @pytest.mark.parametrize(
@@ -275,5 +199,5 @@ async def test_settings_that_cannot_be_right_are_refused(options: dict[str, Any]
 async def test_a_host_without_scheme_gets_tls() -> None:
     """As `wsk` takes it: APIHOST=openwhisk.example.org."""
     async with OpenWhisk.open("ow", api_host="ow.example", auth=SecretStr(KEY)) as whisk:
-        assert str(whisk.api) == "https://ow.example/api/v1/namespaces/_"
+        assert str(whisk.connection.api) == "https://ow.example/api/v1/namespaces/_"
         assert KEY not in repr(whisk)

@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from yarl import URL
 
 from fedkeeper.errors import (
     AuthenticationRefused,
+    Conflict,
     FunctionMissing,
+    InvocationFailed,
     InvocationUnknown,
     ProviderError,
     ProviderUnavailable,
     RequestRefused,
     Throttled,
+    TooLarge,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed
+from fedkeeper.providers.base import Activation, Deployed, Package
 
+DEFAULT_KIND: Final = "python:default"  # "python:3" is no kind any more; this one resolves everywhere
+ACTIVATION_HEADER: Final = "x-openwhisk-activation-id"
 DIGEST_ANNOTATION: Final = "fedkeeper-digest"
 BUSY_S: Final = 1.0  # until there may be room again, when too many activations are in flight
 # Annotations that may be shown. Others can hold secrets: require-whisk-auth is a password.
 _SHOWN: Final = {DIGEST_ANNOTATION, "exec", "provide-api-key", "description", "final"}
+
+
+def action(package: Package) -> dict[str, Any]:
+    """The body of PUT. init parameters become environment variables, not arguments."""
+    code = base64.b64encode(package.archive).decode()
+    executable: dict[str, Any] = {"kind": package.runtime or DEFAULT_KIND}
+    if package.image:
+        executable = {"kind": "blackbox", "image": package.image}
+    return {
+        "exec": {**executable, "code": code, "main": package.entry},
+        "limits": {
+            "timeout": round(package.timeout_s * 1000),
+            "memory": package.memory_mb,
+            "concurrency": package.concurrency,
+        },
+        "parameters": [
+            {"key": key, "value": value.get_secret_value(), "init": True}
+            for key, value in sorted(package.environment.items())
+        ],
+        "annotations": [
+            {"key": "provide-api-key", "value": False},  # else the function could act as its owner
+            {"key": DIGEST_ANNOTATION, "value": package.digest},
+        ],
+    }
 
 
 def deployed(entity: Mapping[str, Any], api: URL) -> Deployed:
@@ -80,6 +112,17 @@ def activation(record: Mapping[str, Any], *, with_logs: bool) -> Activation:
     )
 
 
+def activation_id(answer: http.Answer) -> str:
+    """The activation that an answer to an invocation belongs to, by its header or body; empty: none.
+
+    The header is on every 200, 202 and 5xx of an invocation (contracts of Actions.scala, doInvoke).
+    """
+    named = answer.headers.get(ACTIVATION_HEADER, "")
+    if not named:
+        named = _object(answer.body).get("activationId", "")
+    return named if isinstance(named, str) else ""
+
+
 def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, now_ms: int) -> ProviderError:
     """The error that an answer other than 2xx stands for.
 
@@ -87,16 +130,9 @@ def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, no
     """
     status = answer.status
     problem = f"HTTP {status}: {http.error_text(answer.body)}".rstrip(": ")
-    if status == 401:
-        return AuthenticationRefused(
-            cluster, function, problem, status=status, hint="check auth (uuid:key) of this cluster"
-        )
-    if status == 403:
-        return AuthenticationRefused(
-            cluster, function, problem, status=status, hint="the key is not for this namespace"
-        )
-    if status == 404:
-        return FunctionMissing(cluster, function, problem, status=status)
+    if status in _REFUSALS:
+        kind, hint = _REFUSALS[status]
+        return kind(cluster, function, problem, status=status, hint=hint)
     if status == 429:
         return Throttled(
             cluster,
@@ -105,7 +141,14 @@ def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, no
             retry_after_s=_retry_after_s(problem, answer.headers, now_ms),
             hint="lower the invocations in flight, or raise the namespace's limits",
         )
+    if status == 503 and _is_openwhisk(answer):  # its load balancer has no invoker: nothing was begun
+        return ProviderUnavailable(cluster, function, problem, status=status, hint="has it healthy invokers?")
     if status >= 500:
+        named = activation_id(answer)
+        if wrote and named and status == 502:
+            return InvocationFailed(
+                cluster, function, _failure(answer) or problem, activation_id=named, status=status
+            )
         unknown = InvocationUnknown if wrote else ProviderUnavailable
         return unknown(cluster, function, problem, status=status)
     if 300 <= status < 400:
@@ -119,14 +162,77 @@ def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, no
     return RequestRefused(cluster, function, problem, status=status)
 
 
+_REFUSALS: Final[Mapping[int, tuple[type[RequestRefused], str]]] = {
+    401: (AuthenticationRefused, "check auth (uuid:key) of this cluster"),
+    403: (AuthenticationRefused, "the key is not for this namespace"),
+    404: (FunctionMissing, ""),
+    409: (Conflict, "another program may be changing it: try again"),
+    413: (TooLarge, "what is large belongs into the store, or into an image"),
+}
+
+
+def _is_openwhisk(answer: http.Answer) -> bool:
+    """Whether the controller itself says it, and not a gateway in front of it."""
+    plain = _object(answer.body)
+    return isinstance(plain.get("error"), str) and "code" in plain
+
+
+def _failure(answer: http.Answer) -> str:
+    """Why the activation failed, where the answer is its record."""
+    response = _object(answer.body).get("response")
+    if not isinstance(response, dict):
+        return ""
+    return _reason(response.get("result"), str(response.get("status", "failed")))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        plain = json.loads(body)
+    except ValueError:
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserLimits:
+    """`GET /limits`; None where the platform does not say."""
+
+    per_minute: int | None = None  # invocations
+    concurrent: int | None = None  # activations in flight
+    memory_mb: tuple[int, int] | None = None  # least and most of one action
+    timeout_s: tuple[float, float] | None = None
+
+
+def user_limits(plain: Mapping[str, Any]) -> UserLimits:
+    """What the namespace may do (contracts of EntitlementProvider and Limits.scala: MB and ms)."""
+    memory = (_count(plain, "minActionMemory"), _count(plain, "maxActionMemory"))
+    timeout = (_count(plain, "minActionTimeout"), _count(plain, "maxActionTimeout"))
+    return UserLimits(
+        per_minute=_count(plain, "invocationsPerMinute"),
+        concurrent=_count(plain, "concurrentInvocations"),
+        memory_mb=(memory[0] or 0, memory[1]) if memory[1] else None,
+        timeout_s=((timeout[0] or 0) / 1000, timeout[1] / 1000) if timeout[1] else None,
+    )
+
+
+def _count(plain: Mapping[str, Any], key: str) -> int | None:
+    value = plain.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 def _retry_after_s(problem: str, headers: Mapping[str, str], now_ms: int) -> float:
     """OpenWhisk sends no Retry-After. Its window is the clock minute, in which every attempt counts."""
     given = http.retry_after_s(headers)
     if given is not None:
         return given
-    if "last minute" in problem:
+    if is_per_minute(problem):
         return 60.0 - http.server_second(headers, now_ms=now_ms) + 0.5
     return BUSY_S
+
+
+def is_per_minute(problem: str) -> bool:
+    """Whether a 429 is of the window of a minute, rather than of what is in flight."""
+    return "last minute" in problem
 
 
 def _reason(result: Any, status: str) -> str:
