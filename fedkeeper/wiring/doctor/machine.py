@@ -9,12 +9,15 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from fedkeeper.errors import ServiceError
+from fedkeeper.fabric.cgroups import Cgroups
+from fedkeeper.fabric.preload import find_node
 from fedkeeper.weights.binary import find_mongod
 from fedkeeper.wiring.doctor.findings import Finding, missing, note, ok, required
 from fedkeeper.wiring.doctor.needs import Needs
@@ -81,19 +84,17 @@ def mongod(needs: Needs) -> Finding:
 
 def node(*, timeout_s: float) -> Finding:
     """For functions in JavaScript on the embedded OpenWhisk; those of FedKeeper are in Python."""
-    way_out = (
-        f"only for functions in JavaScript: install Node.js {NODE_MIN} or newer (apt-get install nodejs)"
-    )
-    path = shutil.which("node")
-    if path is None:
-        return note("Node.js", "not there", way_out)
     try:
+        path = find_node()
         done = _run([path, "--version"], timeout_s)
+    except ServiceError as exc:
+        return note("Node.js", "not there", f"only for functions in JavaScript: {exc.hint}")
     except subprocess.TimeoutExpired:
-        return note("Node.js", f"{path}: no answer in {timeout_s:g} s", way_out)
+        return note("Node.js", f"no answer in {timeout_s:g} s", "only for functions in JavaScript")
     version = done.stdout.strip()
     major = version.removeprefix("v").partition(".")[0]
     if done.returncode or not major.isdecimal() or int(major) < NODE_MIN:
+        way_out = f"only for functions in JavaScript: install {NODE_MIN} or newer"
         return note("Node.js", f"{version or 'does not start'} ({path})", way_out)
     return ok("Node.js", f"{version} ({path})")
 
@@ -176,24 +177,21 @@ def open_files(needs: Needs) -> Finding:
 
 
 def cgroup() -> Finding:
-    """Whether workers could get a memory limit of the kernel's: a group is made and removed."""
-    topic = "cgroup"
-    for base in _memory_groups():
-        probe = base / f"fedkeeper-doctor-{os.getpid()}"
+    """Whether the fabric could have the kernel limit its workers: it is tried, and taken away again."""
+    with tempfile.TemporaryDirectory(prefix="fedkeeper-doctor-") as folder:
+        groups = Cgroups.open(Path(folder))
         try:
-            probe.mkdir()
-        except OSError:
-            continue
-        try:
-            if any((probe / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
-                return ok(topic, f"memory limits can be set below {base}")
+            controllers = groups.controllers
         finally:
-            probe.rmdir()
+            groups.close()
+    found = f"the kernel limits {' and '.join(controllers)} of workers" if controllers else "none for workers"
+    if "memory" in controllers:
+        return ok("cgroup", found)
     return note(
-        topic,
-        "no memory limits of the kernel's",
-        "workers are measured and ended instead, which reacts a moment later; run it as root or in a"
-        " delegated cgroup (systemd-run --user --scope -p Delegate=yes) for the kernel's",
+        "cgroup",
+        found,
+        "workers' memory is measured instead, and they are ended a moment later; as root, or in a delegated"
+        " cgroup (systemd-run --user --scope -p Delegate=yes), the kernel does it",
     )
 
 
