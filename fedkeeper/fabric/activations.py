@@ -175,9 +175,14 @@ class Activations:
         work: Callable[[str], Awaitable[Records]],
         started: asyncio.Future[None],
     ) -> dict[str, Any]:
-        await self._store.begin(activation_id, told["namespace"], listed_as, told["start"], told)
-        started.set_result(None)
-        summary, record = await work(activation_id)
+        working = asyncio.ensure_future(work(activation_id))  # while it is written down
+        try:
+            await self._store.begin(activation_id, told["namespace"], listed_as, told["start"], told)
+            started.set_result(None)
+            summary, record = await working
+        except BaseException:
+            working.cancel()
+            raise
         await self._store.end(activation_id, record["start"], summary, record)
         return record
 

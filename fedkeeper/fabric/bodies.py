@@ -53,7 +53,7 @@ def parse_json(text: bytes) -> Any:
         BodyMalformed: says what is wrong, without repeating the text.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+        value = _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
     except RecursionError as exc:
         raise BodyMalformed(f"nested deeper than {DEPTH_MAX} levels") from exc
     except (ValueError, UnicodeDecodeError) as exc:
@@ -73,7 +73,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 def dump_json(value: object) -> bytes:
     """Compact JSON. Raises ValueError for NaN or infinity, TypeError for what JSON has no form of."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -115,3 +115,8 @@ def _deeper_than(value: Any, levels: int) -> bool:
 
 def _is_container(value: object) -> bool:
     return isinstance(value, (dict, list))
+
+
+# Made once: json.dumps and json.loads would make one for each call.
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)

@@ -46,6 +46,8 @@ def open_log(worker: Worker) -> ActivationLog:
 
 async def completed(log: ActivationLog) -> None:
     """Wait until both streams have shown the marker; not for ever, a function may have closed them."""
+    if log.complete.is_set():
+        return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LOGS_S_MAX):
             await log.complete.wait()

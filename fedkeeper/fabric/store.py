@@ -1,19 +1,21 @@
 """What the fabric remembers: functions, operations and activations in SQLite (WAL), code as files by sha256.
 
 One thread owns the connection; every method hands its statement to it, so that no disk is waited for on
-the event loop. A call that has returned survives kill -9 of the fabric.
+the event loop. What has gathered meanwhile is committed together. A call that has returned survives kill -9
+of the fabric.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -30,7 +32,12 @@ CREATE TABLE IF NOT EXISTS activations (
 CREATE INDEX IF NOT EXISTS activations_by_start ON activations (scope, start_ms DESC);
 CREATE INDEX IF NOT EXISTS activations_running ON activations (ended) WHERE ended = 0;
 """
-_RETENTION_EVERY: Final = 200  # activations written between two looks at the bounds
+_SLACK: Final = 50  # a fiftieth above a bound, the oldest activations go until it is kept
+_BATCH_MAX: Final = 256  # statements committed together
+_CACHED_MAX: Final = 4096  # documents kept in memory
+_CACHED_BYTES_MAX: Final = 64 * 1024  # of one such document's body
+_Row = tuple[str, str, str, int, str, str, str]  # of the table of documents
+_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,23 +79,27 @@ class Store:
     def __init__(self, folder: Path, retention: Retention) -> None:
         self._folder = folder
         self._retention = retention
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fabric-store")
-        self._db: sqlite3.Connection | None = None
-        self._written = 0
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._cached: dict[tuple[str, str, str], _Row] = {}  # changed by the store's thread only
+        self._records = self._record_bytes = 0  # of activations that have ended
 
     @classmethod
     async def open(cls, folder: Path, *, retention: Retention | None = None) -> Self:
         """Open or create the store in `folder`; code that nothing refers to any more is deleted."""
         self = cls(folder, retention or Retention())
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+        loop = asyncio.get_running_loop()
+        db = await asyncio.to_thread(self._open)
+        self._thread = threading.Thread(target=self._work, args=(loop, db), name="fabric-store", daemon=True)
+        self._thread.start()
         return self
 
     async def close(self) -> None:
         """Write everything out and give the files back."""
-        if self._db is not None:
-            await self._run(lambda db: db.close())
-        self._db = None
-        self._thread.shutdown()
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+        self._thread = None
 
     # --- documents
 
@@ -98,23 +109,22 @@ class Store:
             document.kind, document.scope, document.name, document.updated_ms,
             document.revision, document.blob, json.dumps(document.body),
         )  # fmt: skip
-        await self._run(lambda db: db.execute("REPLACE INTO documents VALUES (?,?,?,?,?,?,?)", row))
+        await self._run(lambda db: self._put(db, row))
 
     async def get(self, kind: str, scope: str, name: str) -> Document | None:
         """The document, or None if there is none."""
-        where = "kind = ? AND scope = ? AND name = ?"
-        found = await self._run(lambda db: _documents(db, where, (kind, scope, name)))
-        return found[0] if found else None
+        row = self._cached.get((kind, scope, name))
+        if row is None:
+            row = await self._run(lambda db: self._get(db, (kind, scope, name)))
+        return None if row is None else _document(row)
 
     async def remove(self, kind: str, scope: str, name: str) -> bool:
         """Delete it; False if there was none."""
-        sql = "DELETE FROM documents WHERE kind = ? AND scope = ? AND name = ?"
-        return await self._run(lambda db: db.execute(sql, (kind, scope, name)).rowcount > 0)
+        return await self._run(lambda db: self._remove(db, (kind, scope, name)))
 
     async def forget(self, kind: str, *, before_ms: int) -> None:
         """Delete the documents of a kind that were last written before that time."""
-        sql = "DELETE FROM documents WHERE kind = ? AND updated_ms < ?"
-        await self._run(lambda db: db.execute(sql, (kind, before_ms)))
+        await self._run(lambda db: self._forget(db, kind, before_ms))
 
     async def newest(self, kind: str, scope: str, *, skip: int, limit: int) -> list[Document]:
         """A page of the documents of one scope, last updated first."""
@@ -189,15 +199,49 @@ class Store:
     # --- on the store's thread
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` in one transaction on the store's thread; done even when the caller is cancelled."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, self._transact, work))
+        """`work` on the store's thread, committed; done even when the caller is cancelled."""
+        assert self._thread is not None, "the store is closed"
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put((work, done))
+        return await asyncio.shield(done)
 
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        assert self._db is not None, "the store is closed"
-        return work(self._db)  # autocommit: each call is one statement, or opens its own transaction
+    def _work(self, loop: asyncio.AbstractEventLoop, db: sqlite3.Connection) -> None:
+        """The store's thread: do what is asked for until None is."""
+        with contextlib.closing(db):
+            while True:
+                batch = [self._jobs.get()]
+                with contextlib.suppress(queue.Empty):
+                    while batch[-1] is not None and len(batch) < _BATCH_MAX:
+                        batch.append(self._jobs.get_nowait())
+                jobs = [job for job in batch if job is not None]
+                if jobs:
+                    loop.call_soon_threadsafe(_tell, jobs, self._transact(db, [work for work, _ in jobs]))
+                if batch[-1] is None:
+                    return
 
-    def _open(self) -> None:
+    def _transact(
+        self, db: sqlite3.Connection, works: list[Callable[[sqlite3.Connection], Any]]
+    ) -> list[Any]:
+        """The result of each, or the exception with which it failed. A failed statement changes nothing."""
+        results: list[Any] = []
+        try:
+            if len(works) > 1:  # one alone commits itself
+                db.execute("BEGIN")
+            for work in works:
+                try:
+                    results.append(work(db))
+                except Exception as exc:  # noqa: BLE001 - the caller's, and the next one is served
+                    results.append(exc)
+            if len(works) > 1:
+                db.execute("COMMIT")  # fails too if a full disk has ended the transaction before
+        except sqlite3.Error as exc:
+            self._cached.clear()
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            return [exc] * len(works)
+        return results
+
+    def _open(self) -> sqlite3.Connection:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._folder / "blobs").mkdir(mode=0o700, exist_ok=True)
         file = self._folder / "fabric.sqlite"
@@ -206,11 +250,39 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.executescript(_SCHEMA)
-        self._db = db
         wanted = {row[0] for row in db.execute("SELECT DISTINCT blob FROM documents")}
         for blob in (self._folder / "blobs").iterdir():
             if blob.name not in wanted:
                 blob.unlink()
+        self._count(db)
+        return db
+
+    def _put(self, db: sqlite3.Connection, row: _Row) -> None:
+        self._cached.pop(row[:3], None)
+        db.execute("REPLACE INTO documents VALUES (?,?,?,?,?,?,?)", row)
+        self._cache(row)
+
+    def _get(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> _Row | None:
+        sql = "SELECT * FROM documents WHERE kind = ? AND scope = ? AND name = ?"
+        row: _Row | None = db.execute(sql, key).fetchone()
+        if row is not None:
+            self._cache(row)
+        return row
+
+    def _remove(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> bool:
+        self._cached.pop(key, None)
+        sql = "DELETE FROM documents WHERE kind = ? AND scope = ? AND name = ?"
+        return db.execute(sql, key).rowcount > 0
+
+    def _forget(self, db: sqlite3.Connection, kind: str, before_ms: int) -> None:
+        self._cached.clear()
+        db.execute("DELETE FROM documents WHERE kind = ? AND updated_ms < ?", (kind, before_ms))
+
+    def _cache(self, row: _Row) -> None:
+        if len(row[6]) <= _CACHED_BYTES_MAX:
+            if len(self._cached) >= _CACHED_MAX:
+                del self._cached[next(iter(self._cached))]
+            self._cached[row[:3]] = row
 
     def _write_blob(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -223,9 +295,19 @@ class Store:
 
     def _end(self, db: sqlite3.Connection, sql: str, row: tuple[Any, ...]) -> None:
         db.execute(sql, row)
-        self._written += 1
-        if self._written % _RETENTION_EVERY == 0:
+        self._records += 1
+        self._record_bytes += len(row[2])
+        slack = self._retention.records_max // _SLACK
+        if (
+            self._records > self._retention.records_max + slack
+            or self._record_bytes > self._retention.bytes_max + self._retention.bytes_max // _SLACK
+        ):
             self._forget_old(db)
+            self._count(db)
+
+    def _count(self, db: sqlite3.Connection) -> None:
+        sql = "SELECT count(*), coalesce(sum(length(record)), 0) FROM activations WHERE ended = 1"
+        self._records, self._record_bytes = db.execute(sql).fetchone()
 
     def _forget_old(self, db: sqlite3.Connection) -> None:
         db.execute(
@@ -237,15 +319,27 @@ class Store:
         )
 
 
+def _tell(jobs: list[_Job], results: list[Any]) -> None:
+    """Give each caller its result, on the event loop."""
+    for (_, done), result in zip(jobs, results, strict=True):
+        if done.done():
+            continue
+        if isinstance(result, Exception):
+            done.set_exception(result)
+        else:
+            done.set_result(result)
+
+
 def _documents(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> list[Document]:
-    columns = "kind, scope, name, updated_ms, revision, blob, body"
-    rows = db.execute(f"SELECT {columns} FROM documents WHERE {where}", values)  # noqa: S608 - constants only
-    return [
-        Document(
-            kind=kind, scope=scope, name=name, updated_ms=at, revision=revision, blob=blob, body=_object(body)
-        )
-        for kind, scope, name, at, revision, blob, body in rows
-    ]
+    rows = db.execute(f"SELECT * FROM documents WHERE {where}", values)  # noqa: S608 - constants only
+    return [_document(row) for row in rows]
+
+
+def _document(row: _Row) -> Document:
+    kind, scope, name, at, revision, blob, body = row
+    return Document(
+        kind=kind, scope=scope, name=name, updated_ms=at, revision=revision, blob=blob, body=_object(body)
+    )
 
 
 def _where(query: Query) -> tuple[str, tuple[Any, ...]]:
