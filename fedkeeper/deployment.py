@@ -106,7 +106,11 @@ async def deploy(
         work.progress(_line(item.target, LineState.WORKING))
         if before is not None:
             await before()
-        deployed = await work.patiently(lambda: provider.deploy(item.package), item.target)
+
+        def told(text: str) -> None:
+            work.progress(_line(item.target, LineState.WORKING, problem=text))
+
+        deployed = await work.patiently(lambda: provider.deploy(item.package, told), item.target)
         note = "" if found is None or found.digest else "replaced one that FedKeeper had not deployed"
         state = LineState.CREATED if found is None else LineState.UPDATED
         return _line(item.target, state, url=deployed.url, problem=note)

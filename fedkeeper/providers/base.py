@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +73,13 @@ class Opening:
     deploy_timeout_s: float
 
 
+Progress = Callable[[str], None]  # takes what a person is to read while it lasts
+
+
+def untold(text: str) -> None:
+    """Progress that nobody reads."""
+
+
 class Provider(Protocol):
     """One cluster of one platform. Nothing here is retried: whether to send again is the core's to say.
 
@@ -88,8 +95,11 @@ class Provider(Protocol):
         """Return if the platform answers and takes the credentials."""
         ...
 
-    async def deploy(self, package: Package) -> Deployed:
-        """Create the function, or update it in place; returns when it can be invoked."""
+    async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
+        """Create the function, or update it in place; returns when it can be invoked.
+
+        `progress` is told what the platform is at, where that takes long and the platform says it.
+        """
         ...
 
     async def remove(self, function: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedkeeper.deployment import Wanted
 from fedkeeper.errors import FedKeeperError
-from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
 
 
 def package(function: str, digest: str = "d1") -> Package:
@@ -51,7 +51,7 @@ class FakePlatform:
     async def check(self) -> None:
         pass
 
-    async def deploy(self, package: Package) -> Deployed:
+    async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         await self._act(f"deploy {package.function}", package.function)
         self.put(package.function, digest=package.digest)
         return self.functions[package.function]

@@ -18,7 +18,7 @@ from fedkeeper.keeper.lease import Seconds, since_boot_s
 from fedkeeper.keeper.ports import Before, Deployment, Record
 from fedkeeper.keeper.tasks import TaskBook
 from fedkeeper.keeper.watching import Pace
-from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
 from fedkeeper.replication.codec import VERSION
 from fedkeeper.replication.memory import MemoryGroup, MemoryLog
 from fedkeeper.runtime.memory import MemoryObjects
@@ -73,7 +73,7 @@ class Platform:
 
     async def check(self) -> None: ...
 
-    async def deploy(self, package: Package) -> Deployed:
+    async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         raise NotImplementedError
 
     async def remove(self, function: str) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -15,7 +16,20 @@ from tests.providers.canned import Canned
 @pytest.fixture
 async def canned() -> AsyncIterator[Canned]:
     """A server on loopback."""
-    platform = Canned()
+    async with serving(Canned()) as platform:
+        yield platform
+
+
+@pytest.fixture
+async def canned_elsewhere() -> AsyncIterator[Canned]:
+    """Another one, for what is not the platform."""
+    async with serving(Canned()) as platform:
+        yield platform
+
+
+@asynccontextmanager
+async def serving(platform: Canned) -> AsyncIterator[Canned]:
+    """`platform`, answering on loopback."""
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", platform.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

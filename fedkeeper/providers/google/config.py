@@ -37,13 +37,17 @@ class Auth(Section):
     service_account_file: ConfigPath | None = Field(
         default=None, description="the account's JSON file as downloaded, instead of all keys above"
     )
+    anonymous: bool = Field(
+        default=False, description="no credentials at all: for an emulator that asks for none"
+    )
 
     def service_account(self) -> dict[str, Any]:
         """The service account's JSON as Google's libraries take it, secret included; {} if there is none."""
         if self.private_key is None:
             return {}
         plain = self.model_dump(
-            exclude={"private_key", "private_key_file", "service_account_file"}, exclude_none=True
+            exclude={"private_key", "private_key_file", "service_account_file", "anonymous"},
+            exclude_none=True,
         )
         # A key pasted on one line has its line ends written out.
         key = self.private_key.get_secret_value().replace("\\n", "\n")
@@ -63,6 +67,14 @@ class Cluster(providers.Cluster):
     )
     api_endpoint: ApiHost = Field(
         default="https://cloudfunctions.googleapis.com", description="address of the Cloud Functions API"
+    )
+    reads_per_minute: Annotated[PositiveInt, Number] = Field(
+        default=3000,
+        description="requests that only ask the API (count per minute): the project's quota, shared by its"
+        " clusters",
+    )
+    writes_per_minute: Annotated[PositiveInt, Number] = Field(
+        default=48, description="requests that deploy or remove (count per minute), likewise"
     )
     route: Route = Field(
         default="invoker",

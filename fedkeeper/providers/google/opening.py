@@ -38,10 +38,16 @@ async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, Client
         project=project,
         region=cluster.region,
         service_account=account or None,
+        anonymous=cluster.auth.anonymous,
         api_endpoint=endpoint,
         requests_in_flight_max=opening.deployments_in_flight_max,
         calls_in_flight_max=opening.in_flight_max,
         request_timeout_s=opening.request_timeout_s,
         deploy_timeout_s=opening.deploy_timeout_s,
+        reads_per_minute=cluster.reads_per_minute,
+        writes_per_minute=cluster.writes_per_minute,
     ) as provider:
-        yield provider, ClientAccess(platform="google", service_account=account)
+        yield (
+            provider,
+            ClientAccess(platform="google", service_account=account, anonymous=cluster.auth.anonymous),
+        )

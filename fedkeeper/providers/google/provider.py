@@ -10,10 +10,12 @@ import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 import requests
+import structlog
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth_errors
 from google.cloud import functions_v2 as functions
@@ -22,23 +24,23 @@ from yarl import URL
 
 from fedkeeper.clock import Clock, SystemClock
 from fedkeeper.errors import (
-    DeploymentFailed,
     FunctionMissing,
-    InvocationUnknown,
-    ProviderUnavailable,
     RequestRefused,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
 from fedkeeper.providers.calls import REFUSED, Call, Calls
 from fedkeeper.providers.google import resources
-from fedkeeper.providers.google.login import IdTokens, close_client, open_client
+from fedkeeper.providers.google.login import IdTokens, close_client, find_credentials, open_client
+from fedkeeper.providers.google.quotas import READS_PER_MINUTE, WRITES_PER_MINUTE, Pace
+from fedkeeper.providers.google.uploading import upload
+from fedkeeper.providers.google.waiting import Watch
 
 T = TypeVar("T")
 THREADS_MAX: Final = 32
 PAGE: Final = 100
 FUNCTIONS_MAX: Final = 5000  # the platform allows 1,000 per region
-POLL_S: Final = (0.05, 5.0)  # first and longest pause between looks at an operation; each 1.5 times the last
+_log = structlog.get_logger(__name__)
 # What the client, its login and its transport raise; JSON that is no message of the API is a ParseError.
 _SDK_ERRORS: Final = (
     api.GoogleAPIError,
@@ -64,9 +66,10 @@ class Google:
         calls: Calls,
         *,
         threads: ThreadPoolExecutor,
+        reads: Pace,
+        writes: Pace,
         request_timeout_s: float,
         deploy_timeout_s: float,
-        clock: Clock,
     ) -> None:
         self.cluster = cluster
         self._parent = parent  # projects/p/locations/l
@@ -75,9 +78,10 @@ class Google:
         self._session = session
         self._calls = calls
         self._threads = threads
+        self._reads = reads
+        self._writes = writes
         self._request_timeout_s = request_timeout_s
         self._deploy_timeout_s = deploy_timeout_s
-        self._clock = clock
         self._known: dict[str, tuple[str, int]] = {}  # function -> (url, memory in MB)
 
     @classmethod
@@ -89,12 +93,15 @@ class Google:
         project: str,
         region: str,
         service_account: Mapping[str, Any] | None = None,
+        anonymous: bool = False,
         api_endpoint: str = "",
         requests_in_flight_max: int = 8,
         calls_in_flight_max: int = 1000,
         connect_timeout_s: float = 10.0,
         request_timeout_s: float = 60.0,
         deploy_timeout_s: float = 900.0,
+        reads_per_minute: int = READS_PER_MINUTE,
+        writes_per_minute: int = WRITES_PER_MINUTE,
         clock: Clock | None = None,
     ) -> AsyncIterator[Self]:
         """A provider for `project` and `region`, closed at the end.
@@ -104,13 +111,16 @@ class Google:
             project: project ID.
             region: e.g. "europe-west3".
             service_account: the key file's JSON; None: Application Default Credentials.
+            anonymous: no credentials and no ID tokens, for an emulator that asks for none.
             api_endpoint: e.g. "http://127.0.0.1:8085" for the embedded fabric; empty: Google's.
             requests_in_flight_max: of the management API; each takes a thread, 32 at most.
             calls_in_flight_max: activations; each takes a connection until it ends.
             connect_timeout_s: for a connection.
             request_timeout_s: for an answer of the management API.
             deploy_timeout_s: for an upload, and for a build or a deletion.
-            clock: tells activations' times.
+            reads_per_minute: requests to the management API that only ask (the platform's quota).
+            writes_per_minute: those that deploy or remove.
+            clock: tells activations' times, tokens' ages and the minutes of the quotas.
 
         Raises:
             ConfigError: the service account's JSON is not one.
@@ -133,8 +143,11 @@ class Google:
         client = tokens = None
         loop = asyncio.get_running_loop()
         try:
-            client = await loop.run_in_executor(threads, open_client, cluster, service_account, api_endpoint)
-            tokens = IdTokens(service_account, threads)
+            credentials = await loop.run_in_executor(
+                threads, partial(find_credentials, cluster, service_account, anonymous=anonymous)
+            )
+            client = await loop.run_in_executor(threads, open_client, credentials, api_endpoint)
+            tokens = IdTokens(cluster, credentials, threads, clock)
             yield cls(
                 cluster,
                 f"projects/{project}/locations/{region}",
@@ -143,9 +156,10 @@ class Google:
                 session,
                 calls,
                 threads=threads,
+                reads=Pace(clock, per_minute=reads_per_minute),
+                writes=Pace(clock, per_minute=writes_per_minute),
                 request_timeout_s=request_timeout_s,
                 deploy_timeout_s=deploy_timeout_s,
-                clock=clock,
             )
         finally:
             await calls.close()
@@ -160,7 +174,7 @@ class Google:
         """Return if the API answers and lets this account list the region's functions."""
         await self._list(limit=1)
 
-    async def deploy(self, package: Package) -> Deployed:
+    async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         """Upload, then create or update, then wait for the build (at most `deploy_timeout_s`)."""
         function = package.function
         name = self._name(function)
@@ -189,7 +203,7 @@ class Google:
                 function, self._client.create_function, request, wrote=True, of_function=False
             )
         self._known.pop(function, None)
-        return resources.deployed(await self._finished(function, operation))
+        return resources.deployed(await self._finished(function, operation, progress))
 
     async def remove(self, function: str) -> bool:
         """Delete it and wait until it is gone; False if there was none."""
@@ -229,7 +243,7 @@ class Google:
                 url=url,
                 body=body,
                 headers={
-                    "Authorization": f"Bearer {token}",
+                    **({"Authorization": f"Bearer {token}"} if token else {}),
                     "Content-Type": "application/json",
                     "Function-Execution-Id": activation_id,
                 },
@@ -294,59 +308,36 @@ class Google:
         return await self._call("", fetch, request, wrote=False, of_function=False)
 
     async def _upload(self, package: Package) -> Any:
-        """Put the archive where the API says. Its URL is a credential: it must not appear in an error."""
-        function = package.function
+        """Put the archive where the API says; how the function names it."""
         request = functions.GenerateUploadUrlRequest(
             parent=self._parent, environment=functions.Environment.GEN_2
         )
         place = await self._call(
-            function, self._client.generate_upload_url, request, wrote=False, of_function=False
+            package.function, self._client.generate_upload_url, request, wrote=False, of_function=False
         )
-        try:
-            answer = await http.exchange(
-                self._session,
-                "PUT",
-                URL(place.upload_url, encoded=True),  # signed: byte for byte
-                sending=http.Sending(),
-                timeout=aiohttp.ClientTimeout(total=self._deploy_timeout_s),
-                bytes_max=2**20,
-                body=package.archive,
-                headers={"Content-Type": "application/zip"},
-            )
-        except (aiohttp.ClientError, TimeoutError, OSError, http.AnswerTooLarge) as exc:
-            problem = f"the archive could not be uploaded: {type(exc).__name__}"
-            raise ProviderUnavailable(self.cluster, function, problem) from None
-        if not 200 <= answer.status < 300:
-            kind = ProviderUnavailable if answer.status >= 500 else RequestRefused
-            raise kind(
-                self.cluster, function, f"HTTP {answer.status} to the archive's upload", status=answer.status
-            )
+        await upload(self.cluster, package, place.upload_url, self._session, timeout_s=self._deploy_timeout_s)
         return place.storage_source
 
-    async def _finished(self, function: str, operation: Any) -> Any:
+    async def _finished(self, function: str, operation: Any, progress: Progress = untold) -> Any:
         """The operation's result. Raises DeploymentFailed with the build's message."""
-        pause_s, longest_s = POLL_S
-        try:
-            async with asyncio.timeout(self._deploy_timeout_s):
-                while not await self._run(operation.done):
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(longest_s, pause_s * 1.5)
-            return await self._run(operation.result)
-        except TimeoutError as exc:
-            raise InvocationUnknown(
-                self.cluster, function, f"not finished after {self._deploy_timeout_s:g} s, still going on"
-            ) from exc
-        except api.GoogleAPICallError as exc:
-            if operation.operation.done:
-                raise DeploymentFailed(self.cluster, function, http.short(str(exc.message))) from exc
-            raise resources.failure(self.cluster, function, exc, wrote=True, of_function=False) from exc
-        except _SDK_ERRORS as exc:
-            raise resources.failure(self.cluster, function, exc, wrote=True) from exc
+
+        async def look(done: Callable[[], T]) -> T:
+            try:
+                await self._reads.turn()
+                return await self._run(done)
+            except _SDK_ERRORS as exc:
+                raise resources.failure(self.cluster, function, exc, wrote=False, of_function=False) from exc
+
+        watch = Watch(self.cluster, function, operation, look, progress=progress)
+        return await watch.result(timeout_s=self._deploy_timeout_s)
 
     async def _call(
         self, function: str, method: Callable[..., T], request: Any, *, wrote: bool, of_function: bool = True
     ) -> T:
-        """One call of the API, sent once. The client has no limits of its own: they are passed here."""
+        """One call of the API, sent once, when the quota allows it. The client has no limits of its own."""
+        waited_s = await (self._writes if wrote else self._reads).turn()
+        if waited_s > 1:
+            _log.info("quota waited for", cluster=self.cluster, function=function, waited_s=round(waited_s))
         try:
             return await self._run(lambda: method(request, retry=None, timeout=self._request_timeout_s))
         except _SDK_ERRORS as exc:

@@ -25,6 +25,7 @@ from fedkeeper.errors import (
 )
 from fedkeeper.providers import http
 from fedkeeper.providers.base import Deployed, Package
+from fedkeeper.providers.google.quotas import retry_info_s
 
 DEFAULT_RUNTIME: Final = "python312"
 NAME_LABEL: Final = "fedkeeper-function"
@@ -41,6 +42,11 @@ UPDATED_FIELDS: Final = (
     "service_config.max_instance_request_concurrency",
     "service_config.environment_variables",
     "labels",
+)
+PROBLEM_MAX: Final = 600  # characters of a build's message
+_LINK: Final = re.compile(r"(?:https?|file)://\S+")
+_LOG_TAIL: Final = re.compile(
+    r"\s*(?:For more details see the logs at|Refer to build logs:?|Logs URL:)\s*\S+"
 )
 _NAME: Final = re.compile(r"[a-z](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 _STATES: Final = {"ACTIVE": "active", "DEPLOYING": "deploying", "DELETING": "deploying", "FAILED": "failed"}
@@ -134,6 +140,30 @@ def memory_mb(text: str) -> int:
     return round(float(found[1]) * unit / 2**20)
 
 
+def build_problem(message: str, metadata: Any) -> tuple[str, str]:
+    """Why a build failed, on one line, and where its log is (empty: the platform does not say).
+
+    The link comes from the message, or from the stage that failed; the end of a long message is kept, which
+    is where a traceback says what went wrong.
+    """
+    failed = (one for one in getattr(metadata, "stages", ()) if one.state_messages)
+    found = _LINK.search(message)
+    link = found[0].rstrip(".,;)") if found else next((one.resource_uri for one in failed), "")
+    told = _LOG_TAIL.sub("", message).strip() or "the platform does not say why"
+    line = " ".join(told.split())
+    if len(line) > PROBLEM_MAX:
+        line = f"{line[: PROBLEM_MAX // 3]} … {line[-PROBLEM_MAX * 2 // 3 :]}"
+    return line, link
+
+
+def stage_of(metadata: Any) -> str:
+    """What an operation is at, in the platform's words: "build: Build in progress"; empty before it began."""
+    for stage in getattr(metadata, "stages", ()):
+        if stage.state.name == "IN_PROGRESS":
+            return f"{stage.name.name.lower()}: {stage.message}".rstrip(": ")
+    return ""
+
+
 def failure(
     cluster: str, function: str, exc: Exception, *, wrote: bool, of_function: bool = True
 ) -> ProviderError:
@@ -148,6 +178,8 @@ def failure(
         isinstance(exc, auth.GoogleAuthError) and getattr(exc, "retryable", False)
     ):
         return ProviderUnavailable(cluster, function, f"not sent: no login: {http.describe(exc)}")
+    if isinstance(exc, auth.DefaultCredentialsError):
+        return AuthenticationRefused(cluster, function, str(exc), hint=_NO_TOKENS_HINT)
     if isinstance(exc, auth.GoogleAuthError):  # a 401 surfaces as an attempt to renew the credentials
         return AuthenticationRefused(
             cluster, function, f"login refused: {type(exc).__name__}", hint=_LOGIN_HINT
@@ -160,6 +192,10 @@ def failure(
     return unknown(cluster, function, f"the answer is not the API's: {type(exc).__name__}")
 
 
+_NO_TOKENS_HINT: Final = (
+    "functions are called with ID tokens, which a service account gives and a user's login does not: write"
+    " the cluster's auth, or gcloud auth application-default login --impersonate-service-account=ACCOUNT"
+)
 _LOGIN_HINT: Final = "check the cluster's service account, and that its clock and this machine's agree"
 
 
@@ -176,7 +212,8 @@ def _refusal(
         return missing(cluster, function, problem, status=status, hint=hint)
     if status == 429:
         headers = getattr(exc.response, "headers", None) or {}
-        wait_s = http.retry_after_s(headers)
+        wait_s = retry_info_s(exc.details or ())
+        wait_s = http.retry_after_s(headers) if wait_s is None else wait_s
         return Throttled(cluster, function, problem, retry_after_s=QUOTA_S if wait_s is None else wait_s)
     if status >= 500 or not status:
         unknown = InvocationUnknown if wrote else ProviderUnavailable

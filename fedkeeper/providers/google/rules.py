@@ -39,8 +39,10 @@ def google_account_is_whole(config: Any) -> Iterator[Fault]:
         at = f"providers.google.{name}.auth"
         with contextlib.suppress(AtFaultItself):
             account = {key: getattr(cluster.auth, key) for key in ("private_key", "client_email")}
-            if cluster.embedded and any(account.values()):
+            if cluster.embedded and (any(account.values()) or cluster.auth.anonymous):
                 yield Fault(at, "an embedded cluster makes its own; leave auth out, or set embedded: false")
+            elif any(account.values()) and cluster.auth.anonymous:
+                yield Fault(f"{at}.anonymous", "is true beside an account's keys; leave one of them out")
             elif any(account.values()) or cluster.auth.type:
                 for key, value in account.items():
                     if not value:

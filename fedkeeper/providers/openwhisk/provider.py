@@ -26,7 +26,7 @@ from fedkeeper.errors import (
     Throttled,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
 from fedkeeper.providers.openwhisk import records
 from fedkeeper.providers.openwhisk.connection import Connection, Oversize
 from fedkeeper.providers.openwhisk.pacing import Pace
@@ -114,7 +114,7 @@ class OpenWhisk:
         """Return if the platform answers and lets this key into this namespace."""
         await self.connection.page("actions", {"limit": "1"})
 
-    async def deploy(self, package: Package) -> Deployed:
+    async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         """PUT with overwrite=true: creates the action, or updates it in place."""
         answer = await self.connection.send(
             "PUT",

@@ -1,0 +1,55 @@
+"""The Cloud Functions API's quotas, which count requests per minute: pacing, and what a refusal says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from fedkeeper.clock import Clock
+
+# cloud.google.com/functions/quotas: 5,000 reads and 80 writes in 100 s, per project
+READS_PER_MINUTE: Final = 3000
+WRITES_PER_MINUTE: Final = 48
+_WINDOW_MS: Final = 60_000
+_RETRY_INFO: Final = "google.rpc.RetryInfo"
+_DELAY: Final = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
+
+
+class Pace:
+    """At most so many requests in any minute; who comes too early waits, first come, first served."""
+
+    def __init__(self, clock: Clock, *, per_minute: int) -> None:
+        self._clock = clock
+        self._per_minute = per_minute
+        self._times_ms: deque[int] = deque()
+        self._lock = asyncio.Lock()
+
+    async def turn(self) -> float:
+        """Return when one more request may go out; the seconds that this took."""
+        async with self._lock:
+            started_ms = self._clock.now_ms()
+            while True:
+                now_ms = self._clock.now_ms()
+                while self._times_ms and self._times_ms[0] <= now_ms - _WINDOW_MS:
+                    self._times_ms.popleft()
+                if len(self._times_ms) < self._per_minute:
+                    self._times_ms.append(now_ms)
+                    return (now_ms - started_ms) / 1000
+                await self._clock.sleep((self._times_ms[0] + _WINDOW_MS - now_ms) / 1000)
+
+
+def retry_info_s(details: Iterable[Any]) -> float | None:
+    """Seconds of the google.rpc.RetryInfo among an error's details; None if there is none."""
+    for one in details:
+        delay = None
+        if isinstance(one, Mapping) and str(one.get("@type", "")).endswith(_RETRY_INFO):
+            delay = one.get("retryDelay")
+        elif type(one).__name__ == "RetryInfo":  # the SDK may have made a message of it
+            return float(one.retry_delay.total_seconds())
+        match = _DELAY.fullmatch(delay) if isinstance(delay, str) else None
+        if match:
+            return float(match[1])
+    return None
