@@ -16,8 +16,6 @@ _PAGES: Final = {  # status -> (heading, text)
     413: ("Request Entity Too Large", "Your client issued a request that was too large."),
     500: ("Server Error", "The server encountered an error and could not complete your request."
           "<p>Please try again in 30 seconds."),
-    503: ("Service Unavailable", "The service you requested is not available yet."
-          "<p>Please try again in 30 seconds."),
 }  # fmt: skip
 _INVALID: Final = 'Bearer error="invalid_token" error_description="The access token could not be verified"'
 

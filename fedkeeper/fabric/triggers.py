@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 import structlog
 from aiohttp import web
+from multidict import CIMultiDict
 
 from fedkeeper.fabric.activations import InFlight
 from fedkeeper.fabric.bodies import MEGABYTE, BodyMalformed, BodyTooLarge, json_response, read_body
@@ -185,7 +186,9 @@ def _token(request: web.Request) -> str:
 
 
 def _request(request: web.Request, body: bytes) -> HttpRequest:
-    headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP}
+    headers = CIMultiDict(
+        (key, value) for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP
+    )
     # As Cloud Run does: the function may read who called, and cannot call others with the token.
     for name in ("X-Serverless-Authorization", "Authorization"):
         token = bearer(request.headers.get(name))
@@ -199,5 +202,5 @@ def _request(request: web.Request, body: bytes) -> HttpRequest:
     path = "/" + request.match_info.get("rest", "")
     query = request.rel_url.raw_query_string
     return HttpRequest(
-        method=request.method, path=f"{path}?{query}" if query else path, headers=headers, body=body
+        method=request.method, path=f"{path}?{query}" if query else path, headers=dict(headers), body=body
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import json
+import re
 import ssl
 import types
 import urllib.request
@@ -21,6 +22,7 @@ from fedkeeper.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
 PIECEWISE_BYTES = 2**18
+_TAGS = re.compile(r"<(style|script|title)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 TEXT_MAX = 300  # characters of a platform's error text that are passed on
 
 
@@ -156,6 +158,8 @@ def describe(exc: BaseException) -> str:
 def error_text(body: bytes) -> str:
     """The `error` of the platform's answer, or the beginning of whatever came."""
     text = body[:4096].decode(errors="replace")
+    if text.lstrip().startswith("<"):  # a page of something in between: its words are enough
+        text = _TAGS.sub(" ", text)
     try:
         plain = json.loads(body)
     except ValueError:

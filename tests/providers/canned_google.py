@@ -124,7 +124,7 @@ async def act(provider: Google, what: str) -> Any:
 
 async def ending(provider: Google, activation_id: str) -> Activation:
     """The activation, once it has ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             ended = await provider.ended([activation_id], since_ms=0)
             if ended:

@@ -54,7 +54,13 @@ async def test_the_call_returns_while_the_function_runs(google_cloud: Google, cl
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
-        (401, b"<html>", "HTTP 401 unauthenticated: <html>"),
+        (401, b"<html>", "HTTP 401 unauthenticated"),
+        (
+            403,
+            b"\n<html><head>\n<title>403 Forbidden</title>\n</head>\n<body><h1>Error: Forbidden</h1>"
+            b"\n<h2>Your client may not get <code>/x</code>.</h2>\n<h2></h2>\n</body></html>\n",
+            "HTTP 403 permission denied: Error: Forbidden Your client may not get /x .",
+        ),
         (403, b"", "HTTP 403 permission denied"),
         (404, b"", "HTTP 404 not found"),
         (429, b"Rate exceeded.", "HTTP 429 resource exhausted: Rate exceeded."),

@@ -73,7 +73,7 @@ async def test_no_token_is_403_and_a_good_one_is_200(fabric, deployed):
     async with fabric.http.post(deployed.url) as answer:
         assert (answer.status, answer.content_type) == (403, "text/html")
         assert "does not have permission to get URL <code>/fn/demo/here/hello</code>" in await answer.text()
-    for name in ("Authorization", "X-Serverless-Authorization"):
+    for name in ("Authorization", "authorization", "X-Serverless-Authorization"):
         async with fabric.http.post(deployed.url, headers={name: f"Bearer {deployed.good}"}) as answer:
             assert answer.status == 200
     seen = fabric.workers.requests
