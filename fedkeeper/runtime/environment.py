@@ -44,7 +44,6 @@ class ClientAccess:
     auth: str = field(default="", repr=False)  # openwhisk: "uuid:key"
     # google: the service account's JSON; empty: the function's own identity (metadata server)
     service_account: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    anonymous: bool = False  # Google: no ID tokens
     tls_verify: bool = True
     ca_pem: str = ""  # text of the CA certificates to trust, where the system's are not enough
 

@@ -211,8 +211,6 @@ def _verify(access: ClientAccess) -> bool | str:
 def _token(session: requests.Session, client: Client) -> Mapping[str, str]:
     """The Authorization header: an ID token for the function's URL, kept until it runs out."""
     account = client.access.service_account
-    if client.access.anonymous:
-        return {}
     name = msgspec.json.encode([dict(account), client.url], order="sorted")
     transport = google.auth.transport.requests.Request(session)
     request = functools.partial(transport, timeout=_TOKEN_S)

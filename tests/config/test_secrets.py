@@ -112,6 +112,31 @@ def test_a_service_account_comes_from_its_file(loading: Loading):
 
 
 @pytest.mark.parametrize(
+    ("auth", "fault"),
+    [
+        (
+            {"anonymous": True, "private_key": "hunter2hunter2", "client_email": "a@b"},
+            "auth.anonymous: is true beside",
+        ),
+        ({"private_key": "hunter2hunter2"}, "auth.client_email: is missing"),
+        ({"client_email": "a@b"}, "auth.private_key: is missing"),
+        ({"anonymous": True}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_google_login_is_one_of_three(loading: Loading, auth: dict[str, object], fault: str):
+    """A whole service account, nobody, or (without auth) whoever this machine is."""
+    raw = with_changes(providers__google__gcf={"project": "p", "auth": auth})
+    if not fault:
+        account = loading.of({}, raw=raw).providers.google["gcf"].auth.service_account()
+        assert account == {}
+        return
+    with pytest.raises(ConfigError, match=fault) as caught:
+        loading.of({}, raw=raw)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "content", ["{", "[]", '{"type": "authorized_user", "refresh_token": "hunter2hunter2"}']
 )
 def test_a_file_that_is_no_service_account_is_refused(loading: Loading, content: str):

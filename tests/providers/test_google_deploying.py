@@ -225,6 +225,12 @@ async def test_requests_keep_the_pace_of_the_quota() -> None:
     assert await waiting_ones[1] == 10.0
 
 
+async def test_a_platform_without_quotas_is_not_paced() -> None:
+    """The embedded fabric takes a hundred deployments in a row."""
+    pace = Pace(FakeClock(), per_minute=0)
+    assert [await pace.turn() for _ in range(100)] == [0.0] * 100
+
+
 async def test_reads_and_writes_are_paced_apart(cloud: Canned) -> None:
     """A removal waits for its minute while the list goes on being asked for."""
     clock = FakeClock()

@@ -118,7 +118,7 @@ class Google:
             connect_timeout_s: for a connection.
             request_timeout_s: for an answer of the management API.
             deploy_timeout_s: for an upload, and for a build or a deletion.
-            reads_per_minute: requests to the management API that only ask (the platform's quota).
+            reads_per_minute: requests to the API that only ask (the platform's quota; 0: any number).
             writes_per_minute: those that deploy or remove.
             clock: tells activations' times, tokens' ages and the minutes of the quotas.
 

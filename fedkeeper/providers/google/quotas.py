@@ -19,7 +19,7 @@ _DELAY: Final = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
 
 
 class Pace:
-    """At most so many requests in any minute; who comes too early waits, first come, first served."""
+    """At most so many requests in any minute (0: any number); who comes too early waits, in order."""
 
     def __init__(self, clock: Clock, *, per_minute: int) -> None:
         self._clock = clock
@@ -29,6 +29,8 @@ class Pace:
 
     async def turn(self) -> float:
         """Return when one more request may go out; the seconds that this took."""
+        if not self._per_minute:
+            return 0.0
         async with self._lock:
             started_ms = self._clock.now_ms()
             while True:
