@@ -274,6 +274,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--times", type=int, default=1, help="faults per cell")
+    parser.add_argument("--minutes", type=float, default=120.0, help="begin no further run after so long")
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--moments", default=",".join(MOMENTS))
     parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
@@ -299,7 +300,7 @@ def main() -> int:
             expected = undisturbed(lab)
             matrix = Matrix(lab, expected, cells)
             try:
-                while matrix.left:
+                while matrix.left and time.monotonic() < begun + 60 * chosen.minutes:
                     matrix.one_run()
                     loads.append(os.getloadavg()[0])
                     _tell(matrix, begun)

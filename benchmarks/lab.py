@@ -164,7 +164,7 @@ class Lab:
 
     folder: Path
     keepers_count: int = 3
-    clients: int = 6
+    clients: int = 4
     rounds: int = 3
     lease_s: float = 0.6
     functions_mb: int = 8192  # sum of the memory limits of the functions' instances

@@ -18,6 +18,7 @@ from fedkeeper.errors import (
     KeeperStopped,
     StoreUnavailable,
 )
+from fedkeeper.keeper.belonging import Belonging
 from fedkeeper.keeper.conducting import Conducting
 from fedkeeper.keeper.measuring import Measuring
 from fedkeeper.keeper.proposing import AGAIN_S, unfinished
@@ -47,6 +48,7 @@ class Keeper:
         log: ClusterLog,
         conducting: Conducting,
         measuring: Measuring,
+        belonging: Belonging,
         clock: Clock,
         api_url: str,
         raft_address: str,
@@ -58,6 +60,7 @@ class Keeper:
         self._log = log
         self._conducting = conducting
         self._measuring = measuring
+        self._belonging = belonging
         self._clock = clock
         self._wake = asyncio.Event()
         self._announced = False
@@ -104,17 +107,19 @@ class Keeper:
         )
         stopped = asyncio.ensure_future(self._log.stopped())
         work = asyncio.ensure_future(self._work())
+        belongs = asyncio.ensure_future(self._belonging.run())
+        tasks = (stopped, work, belongs)
         try:
-            await asyncio.wait({stopped, work}, return_when=asyncio.FIRST_COMPLETED)
-            for done in (stopped, work):  # the log knows best why
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for done in tasks:  # the log knows best why
                 if done.done():
                     done.result()
         finally:
             for stop in stops:
                 stop()
-            for task in (stopped, work):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(stopped, work, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self) -> None:
         while not self._log.status.ready:  # or what an earlier life claimed would look like news

@@ -71,6 +71,7 @@ class LogStatus:
     members: tuple[Member, ...]  # itself included, by name
     ready: bool  # has everything that was committed when it started
     problem: str = ""  # why it does not work: "no majority: k2, k3 cannot be reached", "disk full", ...
+    counts: bool = True  # it is a member as far as it knows, and not about to become one
 
 
 class ClusterLog(Log, Protocol):

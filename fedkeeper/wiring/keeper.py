@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
-import aiohttp
 import structlog
 from pydantic import SecretStr
 
@@ -16,17 +15,17 @@ from fedkeeper import logs
 from fedkeeper.clock import SystemClock
 from fedkeeper.config import Experiment
 from fedkeeper.core.conducting import Placement, Policy
-from fedkeeper.errors import ApiError, StoreUnavailable
+from fedkeeper.errors import StoreUnavailable
 from fedkeeper.keeper.api.app import open_api
 from fedkeeper.keeper.api.server import listen
 from fedkeeper.keeper.api.settings import ApiSettings
+from fedkeeper.keeper.belonging import Belonging
 from fedkeeper.keeper.conducting import CANNOT_S, Conducting
 from fedkeeper.keeper.engine import Tools
 from fedkeeper.keeper.invoking import Invoker
-from fedkeeper.keeper.measuring import Measuring, Probe
+from fedkeeper.keeper.measuring import Measuring
 from fedkeeper.keeper.node import Keeper, KeeperControl
 from fedkeeper.keeper.watching import Pace
-from fedkeeper.replication.base import ClusterLog
 from fedkeeper.replication.raft.base import Network, Resolve
 from fedkeeper.replication.raft.cluster import RaftLog
 from fedkeeper.replication.raft.network import PeerNetwork
@@ -39,6 +38,7 @@ from fedkeeper.weights.mongo import MongoUpdates
 from fedkeeper.wiring.clusters import Clusters, open_clusters
 from fedkeeper.wiring.deploying import RunDeployer
 from fedkeeper.wiring.keeping import keep_open
+from fedkeeper.wiring.probing import open_probing
 from fedkeeper.wiring.reporting import RunReports
 from fedkeeper.wiring.session import open_store_address
 from fedkeeper.wiring.submitting import Submission, check_submission, submission
@@ -46,7 +46,6 @@ from fedkeeper.wiring.submitting import Submission, check_submission, submission
 __all__ = ["Keeper", "Submission", "open_keeper", "submission"]
 
 ORPHANS_OLDER_THAN_S: Final = 86_400.0
-PROBE_S: Final = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -128,11 +127,21 @@ async def open_keeper(
             open_api(raft_log, control, listener, settings=_api_settings(experiment), clock=clock)
         )
         keep_open(stack, _prepare_store(store))
+        probing = await stack.enter_async_context(open_probing(experiment, name))
         keeper = Keeper(
             name=name,
             log=raft_log,
             conducting=conducting,
-            measuring=await _measuring(experiment, name, raft_log, tools, stack),
+            measuring=Measuring(
+                keeper=name,
+                log=raft_log,
+                providers=tools.invoker.providers,
+                probe=probing.healthy,
+                every_s=experiment.keepers.measure_s,
+                eager=experiment.keepers.placement == "latency",
+                clock=clock,
+            ),
+            belonging=Belonging(log=raft_log, ask=partial(probing.said, raft_log), clock=clock),
             clock=clock,
             api_url=(api_url or api.url).rstrip("/"),
             raft_address=raft_address,
@@ -234,38 +243,6 @@ def _api_settings(experiment: Experiment) -> ApiSettings:
         keep_alive_s=api.keep_alive_s,
         stall_s=api.stall_s,
     )
-
-
-async def _measuring(
-    experiment: Experiment, name: str, raft_log: ClusterLog, tools: Tools, stack: AsyncExitStack
-) -> Measuring:
-    return Measuring(
-        keeper=name,
-        log=raft_log,
-        providers=tools.invoker.providers,
-        probe=await _probe(experiment, stack),
-        every_s=experiment.keepers.measure_s,
-        eager=experiment.keepers.placement == "latency",
-        clock=tools.clock,
-    )
-
-
-async def _probe(experiment: Experiment, stack: AsyncExitStack) -> Probe:
-    """Asks a keeper's API for its health, which needs no token."""
-    ca_file = experiment.keepers.api.ca_file
-    tls = True if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
-    session = await stack.enter_async_context(
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_S))
-    )
-
-    async def probe(url: str) -> None:
-        try:
-            async with session.get(f"{url}/v1/health", ssl=tls) as answer:
-                await answer.read()
-        except aiohttp.ClientError as exc:
-            raise ApiError(f"{url} does not answer: {exc}") from exc
-
-    return probe
 
 
 async def _prepare_store(store: UpdateStore) -> None:

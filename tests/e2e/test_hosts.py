@@ -6,12 +6,14 @@ import json
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedkeeper.replication.raft.membership import FAREWELL_S
 from tests.e2e.lab import Lab, kill, status, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -155,6 +157,18 @@ def test_a_keeper_joins_and_another_one_leaves(hosts: Hosts):
     told = json.loads(seen.stdout)
     assert sorted(told["status"]["members"]) == ["k2", "k3", "k4"]
     assert told["majority"] is True
+
+
+def test_a_keeper_that_was_removed_while_it_was_down_is_told_when_it_comes_back(hosts: Hosts):
+    """Nobody remembers it any more, and nobody lets it connect: it asks the others' APIs, and stops."""
+    kill(hosts.running.pop("k2"))
+    removed = hosts.desk.run("remove", "k2", program="keeper")
+    assert removed.returncode == 0, removed.stdout
+    forgotten = time.monotonic() + FAREWELL_S + 1
+    until(lambda: time.monotonic() > forgotten, "the others to have forgotten it")
+    hosts.start("k2")
+    assert hosts.running.pop("k2").wait(60) == 1
+    assert "k2 was removed from the cluster while it was away" in hosts.labs["k2"].said("keeper")
 
 
 def test_an_unsafe_keeper_is_not_started(hosts: Hosts, tmp_path: Path):

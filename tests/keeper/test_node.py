@@ -6,6 +6,8 @@ import pytest
 
 from fedkeeper.core.model import KeeperLost, KeeperRemoved, KeeperStarted
 from fedkeeper.errors import ConfigError, JournalFull
+from fedkeeper.keeper.api.schemas import Status
+from fedkeeper.keeper.belonging import Belonging
 from fedkeeper.keeper.measuring import Measuring
 from fedkeeper.keeper.node import Keeper, KeeperControl
 from fedkeeper.weights.memory import MemoryUpdates
@@ -15,6 +17,11 @@ from tests.keeper.world import World, spec
 async def never(url: str) -> None:
     """Nothing is measured here."""
     del url
+
+
+async def nobody() -> list[Status]:
+    """No other keeper answers."""
+    return []
 
 
 def keeper_of(world: World, name: str) -> Keeper:
@@ -29,6 +36,7 @@ def keeper_of(world: World, name: str) -> Keeper:
         measuring=Measuring(
             keeper=name, log=log, providers={}, probe=never, every_s=60, eager=False, clock=world.clock
         ),
+        belonging=Belonging(log=log, ask=nobody, clock=world.clock),
         clock=world.clock,
         api_url=f"http://{name}:1",
         raft_address="127.0.0.1:2",

@@ -52,4 +52,5 @@ def status_of(node: RaftNode) -> LogStatus:
         ),
         ready=node.ready,
         problem=problem_of(node),
+        counts=node.beginning.counts,
     )
