@@ -43,7 +43,8 @@ from benchmarks.lab import (
 )
 from benchmarks.moments import BEGINNING, MOMENTS, await_moment, check, ended, ready, undisturbed
 
-FAULTS = ("kill", "freeze", "partition", "majority")
+MAJORITY = "majority"
+FAULTS = ("kill", "freeze", "partition", MAJORITY)
 ROUNDS = 16  # of a run
 
 
@@ -135,7 +136,7 @@ class Matrix:
             self.missed += 1
             return False
         done = Done(cell.fault, cell.moment, name, run["round"])
-        if cell.fault == "majority":
+        if cell.fault == MAJORITY:
             self.violations += [f"{name} (majority lost): {problem}" for problem in self._lose(victim, name)]
         elif not self._harm(done, victim):
             self.missed += 1
@@ -268,6 +269,18 @@ Measured on {where}.
 """
 
 
+def in_turns(faults: Sequence[str], moments: Sequence[str], times: int, chance: random.Random) -> list[Cell]:
+    """Every cell once in any order, then every cell again; the majority is lost once each time."""
+    cells = []
+    for turn in range(times):
+        once = [Cell(fault, moment) for fault in faults if fault != MAJORITY for moment in moments]
+        if MAJORITY in faults:
+            once.append(Cell(MAJORITY, moments[turn % len(moments)]))
+        chance.shuffle(once)
+        cells += once
+    return cells
+
+
 def main() -> int:
     """Run it; 1 if there was a violation."""
     parser = argparse.ArgumentParser(
@@ -285,12 +298,7 @@ def main() -> int:
     chosen = parser.parse_args()
     in_own_network()
     faults, moments = chosen.faults.split(","), chosen.moments.split(",")
-    cells = [
-        Cell(fault, moment) for fault in faults if fault != "majority" for moment in moments
-    ] * chosen.times
-    if "majority" in faults:  # so often in all, in each phase in turn
-        cells += [Cell("majority", moments[number % len(moments)]) for number in range(chosen.times)]
-    random.Random(chosen.seed).shuffle(cells)  # noqa: S311 - no secret
+    cells = in_turns(faults, moments, chosen.times, random.Random(chosen.seed))  # noqa: S311 - no secret
     begun, loads = time.monotonic(), [os.getloadavg()[0]]
     with TemporaryDirectory(prefix="faults") as scratch:
         lab = Lab(

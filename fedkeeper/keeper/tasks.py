@@ -73,6 +73,7 @@ class TaskBook:
     max_model_bytes: int
     config: Mapping[str, Any] = field(default_factory=dict)  # the experiment's, redacted, for the reports
     fingerprint: Mapping[str, str] = field(default_factory=dict)  # what of it defines the run
+    submission: str = ""  # tells a run from another one that somebody else submits under its name
 
     def text(self) -> str:
         """As it stands in a RunSpec."""

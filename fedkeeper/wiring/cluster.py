@@ -34,6 +34,7 @@ QUIET_S: Final = 5.0  # without news of a run: is there a majority?
 JOIN_S: Final = 3.0  # for a stream's thread to end
 REPORTS_S: Final = 20.0  # for the reports of a run that has ended; a keeper waits 15 s for its platforms
 LEADER_PAUSE_S: Final = 0.2
+NAMES_MAX: Final = 20  # of new runs that others may take first
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +62,20 @@ class ClusterSession:
 
         Raises RunChanged if the unfinished one has another config.
         """
-        start = await self._plan(await self._first_answer(), fresh=fresh, new=new)
+        for _ in range(NAMES_MAX):
+            start = await self._plan(await self._first_answer(), fresh=fresh, new=new)
+            await self._clear(start)
+            self._begun = True
+            if start.resumed:
+                return start.run, await self.run(start.run)
+            if await self._submit(start.run, new=new):
+                return start.run, None
+        raise RunFailed(
+            f"other commands took the next {NAMES_MAX} names of {self.experiment.name} in between",
+            hint="try again",
+        )
+
+    async def _clear(self, start: Start) -> None:
         for old in start.abandon:
             await self._ask(self.client.stop, old, "abandoned by the user")
         for old in start.forget:
@@ -69,12 +83,19 @@ class ClusterSession:
                 await self._ask(self.client.forget, old)
             except FedKeeperError as exc:  # the next start tries again
                 log.warning("an old run is not forgotten yet", old=old, problem=str(exc))
-        self._begun = True
-        if start.resumed:
-            return start.run, await self.run(start.run)
-        made = submission(self.experiment, start.run)
-        await self._ask(self.client.submit, made.spec, config=made.config, fingerprint=made.fingerprint)
-        return start.run, None
+
+    async def _submit(self, run: str, *, new: bool) -> bool:
+        """False: it was to be a run of its own, and another command has begun one of that name."""
+        made = submission(self.experiment, run)
+        try:
+            known = await self._ask(
+                self.client.submit, made.spec, config=made.config, fingerprint=made.fingerprint
+            )
+        except RunChanged:
+            if new:
+                return False
+            raise
+        return not new or known.spec.book == made.spec.book
 
     async def runs(self) -> Sequence[RunSummary]:
         """All runs that the keepers know, in a line each."""

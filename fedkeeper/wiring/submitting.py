@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,6 +45,7 @@ def submission(experiment: Experiment, run: str) -> Submission:
         max_model_bytes=limits.model_bytes_max,
         config=config,
         fingerprint=fingerprint,
+        submission=uuid.uuid4().hex,
     )
     waves = math.ceil(len(learning_targets(experiment)) / limits.deployments_in_flight_max)
     spec = RunSpec(
