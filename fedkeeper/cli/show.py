@@ -21,6 +21,7 @@ from fedkeeper.cli.progress import View, best_accuracy, number, outcome, parts, 
 from fedkeeper.cli.tables import table
 from fedkeeper.core.model import Phase, Run
 from fedkeeper.deployment import Line, LineState
+from fedkeeper.errors import FedKeeperError
 
 STYLES: Final = {
     LineState.CREATED: "green",
@@ -60,8 +61,19 @@ class Screen:
         self._print(Text(clean(text), style=style))
 
     def text(self, text: str) -> None:
-        """For programs: as it is but for secrets, on stdout."""
-        self._print(Text(logs.redact(text)))
+        """For programs: as it is but for secrets, on stdout.
+
+        FedKeeperError if it cannot be written: whoever reads it must not take nothing for the answer.
+        """
+        try:
+            self._console.file.write(f"{logs.redact(text)}\n")
+            self._console.file.flush()
+        except OSError as exc:
+            _forget_stdout()
+            self._broken = True
+            raise FedKeeperError(f"the answer cannot be written to stdout: {exc.strerror or exc}") from exc
+        if self._broken:  # by an earlier line: stdout leads nowhere since
+            raise FedKeeperError("the answer cannot be written to stdout: nobody reads it any more")
 
     def warning(self, text: str) -> None:
         """One line on stderr."""

@@ -172,6 +172,26 @@ def test_a_run_outlives_a_full_disk_behind_its_output(process, tmp_path):
     assert (child.returncode, err) == (0, "")
 
 
+@pytest.mark.parametrize("arguments", [("status", "--json"), ("dict", "list", "--json")])
+def test_an_answer_for_a_program_is_not_lost_quietly(process, arguments):
+    """A full disk behind `status --json > file`: exit 1 and the reason, not an empty file and exit 0."""
+    with Path("/dev/full").open("w") as full:
+        child = process({}, "fedkeeper", *arguments, stdout=full)
+        _, err = child.communicate(timeout=WAIT_S)
+    assert child.returncode == 1
+    assert "Error: the answer cannot be written to stdout: No space left on device" in err
+
+
+def test_an_answer_for_a_program_comes_whole_or_fails(process):
+    """What reads `status --json` has gone away: no exit 0 either."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = process({}, "fedkeeper", "status", "--json", stdout=writing)
+    os.close(writing)
+    child.communicate(timeout=WAIT_S)
+    assert child.returncode != 0
+
+
 def test_a_stream_that_cannot_say_everything_gets_question_marks(process):
     """An ASCII terminal must not end a run because of an umlaut in an error."""
     environment_before = os.environ.get("PYTHONIOENCODING")
