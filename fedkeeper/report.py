@@ -160,22 +160,33 @@ class Report:
         self._activations: dict[str, ActivationRow] = {}
         self._loaded = False
         self._rewrite = True  # the file on disk is not, or may not be, what is in memory
+        self._rounds = -1  # in rounds.csv; -1: not looked yet
 
-    def rounds(self, run: Run) -> None:
-        """Write rounds.csv from the run's history."""
-        text = _csv(ROUND_COLUMNS, (_values(round_row(record)) for record in run.history))
-        write_text(self.folder / "rounds.csv", text)
+    def rounds(self, run: Run) -> list[RoundRow]:
+        """Write rounds.csv from the run's history; return the rows that were not there yet."""
+        path = self.folder / "rounds.csv"
+        if self._rounds < 0:
+            self._rounds = _lines(path) - 1
+        rows = [round_row(record) for record in run.history]
+        write_text(path, _csv(ROUND_COLUMNS, map(_values, rows)))
+        news, self._rounds = rows[max(0, self._rounds) :], len(rows)
+        return news
 
-    def activations(self, rows: Iterable[ActivationRow]) -> None:
-        """Merge `rows` by key: new ones are appended, known ones filled in; empty fields erase nothing."""
+    def activations(self, rows: Iterable[ActivationRow]) -> list[ActivationRow]:
+        """Merge `rows` by key: new ones are appended, known ones filled in; empty fields erase nothing.
+
+        Returns those that are new, or have another status now.
+        """
         if not self._loaded:
             self._load()
-        fresh = []
+        fresh, news = [], []
         for row in rows:
             old = self._activations.get(row.key)
             merged = row if old is None else _merge(old, row)
             if merged == old:
                 continue
+            if old is None or old.status != merged.status:
+                news.append(merged)
             self._activations[row.key] = merged
             if old is None:
                 fresh.append(merged)
@@ -192,6 +203,7 @@ class Report:
                     file.write(text)
                 done.append(True)
             self._rewrite = not done
+        return news
 
     def function_log(self, key: str, activation: Activation) -> None:
         """Write functions/<key>.log: what the function itself wrote during its activation."""
@@ -284,6 +296,13 @@ def _disk(path: Path) -> Iterator[list[bool]]:
         yield done
     except OSError as exc:
         logs.complain_once(f"report {path.parent}", f"{path}: not written ({exc}); the run goes on")
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

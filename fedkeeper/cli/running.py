@@ -113,7 +113,8 @@ async def _watch(at: Reached, name: str, before: Run | None) -> Run:
         async for after in at.cluster.follow(name, at.screen.line):
             for text in new_lines(shown, after):
                 at.screen.line(text)
-            _log_news(shown, after)
+            if not at.cluster.embedded:  # or keepers write the same into the same file
+                _log_news(shown, after)
             shown = after
 
     stop = asyncio.Event()
@@ -146,7 +147,8 @@ async def _conclude(at: Reached, run: Run) -> None:
     await at.cluster.reported(run)
     model, problem = await _export(at.cluster, run, folder)
     at.screen.summary(run, folder=folder, model=model)
-    log.info("run ended", phase=str(run.phase), rounds=len(run.history), reason=run.reason)
+    if not at.cluster.embedded:
+        log.info("run ended", phase=str(run.phase), rounds=len(run.history), reason=run.reason)
     if run.phase is not Phase.FINISHED:
         kind = RunFailed if run.phase is Phase.FAILED else RunError
         raise kind(f"run {name} {outcome(run)}", hint=f"see {folder}/activations.csv and events.jsonl")
@@ -180,7 +182,7 @@ def _is_of(experiment: Experiment, run: str) -> bool:
 
 
 def _log_news(before: Run | None, after: Run) -> None:
-    """Rounds and failures as events."""
+    """Rounds and failures as events, here where the command runs; keepers write theirs where they run."""
     for attempt in new_failures(before, after):
         log.warning(
             "attempt failed",

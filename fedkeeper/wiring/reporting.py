@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Final
 
 import structlog
 
 from fedkeeper import report
 from fedkeeper.config import Experiment
-from fedkeeper.core.model import Run
+from fedkeeper.core.model import AttemptStatus, Run
 from fedkeeper.errors import TaskError
 from fedkeeper.keeper.ports import Record
 from fedkeeper.keeper.tasks import AGGREGATE_FUNCTION, INIT_FUNCTION, TaskBook, book_of
 from fedkeeper.providers.base import Provider
 from fedkeeper.runtime.wire import encode
+
+FAILURES: Final = (AttemptStatus.FAILED, AttemptStatus.SILENT)
 
 log = structlog.get_logger(__name__)
 
@@ -35,11 +38,11 @@ class RunReports:
             if book.config:
                 files.config(book.config)
             self._write_params(run, book)
-        files.rounds(run)
+        self._rounds(run)
 
     def changed(self, run: Run) -> None:
         """All rounds so far."""
-        self._files(run).rounds(run)
+        self._rounds(run)
         if run.urls and run.spec.run not in self._with_urls and (book := _book(run)) is not None:
             self._write_params(run, book)
 
@@ -57,7 +60,17 @@ class RunReports:
             invoked_on=record.cluster,
             activation=record.activation,
         )
-        files.activations([row])
+        for news in files.activations([row]):
+            if attempt.status in FAILURES:
+                log.warning(
+                    "attempt failed",
+                    run=attempt.run,
+                    key=attempt.key,
+                    cluster=attempt.cluster,
+                    activation_id=news.activation_id,
+                    status=news.status,
+                    reason=news.reason,
+                )
         if record.activation is not None and record.activation.logs:
             files.function_log(attempt.key, record.activation)
 
@@ -66,12 +79,24 @@ class RunReports:
         from fedkeeper.wiring.models import write_model  # noqa: PLC0415 - numpy, only needed here
 
         files = self._files(run)
-        files.rounds(run)
+        self._rounds(run)
+        log.info(
+            "run ended",
+            run=run.spec.run,
+            phase=str(run.phase),
+            rounds=len(run.history),
+            reason=run.reason,
+        )
         self._reports.pop(run.spec.run, None)
         path = files.folder / "model.safetensors"
         if run.history and run.weights is not None and not path.exists():
             await write_model(self.experiment, run.spec.run, run.weights, path)
             log.info("model written", run=run.spec.run, path=str(path))
+
+    def _rounds(self, run: Run) -> None:
+        """rounds.csv, and an event for each that it did not have yet: whoever follows the run, or nobody."""
+        for row in self._files(run).rounds(run):
+            log.info("round finished", run=run.spec.run, **asdict(row))
 
     def _files(self, run: Run) -> report.Report:
         name = run.spec.run

@@ -95,14 +95,19 @@ def test_a_start_deploys_learns_and_ends_with_a_table(call, tmp_path):
     assert "finished: the target accuracy 0.9500 is reached" in lines
     assert f"logs:  {tmp_path / 'logs' / 'mnist-1'}" in result.stdout
     assert (tmp_path / "logs" / "mnist-1" / "model.safetensors").read_bytes() == b"weights"
-    events = [json.loads(one) for one in (tmp_path / "logs/mnist-1/events.jsonl").read_text().splitlines()]
-    assert events[-1]["event"] == "run ended"
-    assert all(event["run"] == "mnist-1" for event in events if event["event"] == "run ended")
 
 
-def test_rounds_and_failures_are_events_too(call, world, tmp_path):
-    """events.jsonl tells the whole story to programs."""
+def test_embedded_keepers_write_the_events_themselves(call, tmp_path):
+    """Also while nobody is attached; the command would write the same once more."""
+    call("main", "-s")
+    path = tmp_path / "logs/mnist-1/events.jsonl"
+    assert not path.exists() or "round finished" not in path.read_text()
+
+
+def test_rounds_and_failures_are_events_where_the_command_runs(call, world, tmp_path):
+    """Keepers on other hosts write their own there; here, events.jsonl tells the whole story to programs."""
     world.script.failing = {"client_1": "bad rows"}
+    world.script.embedded = False
     call("main", "-s")
 
     events = [json.loads(one) for one in (tmp_path / "logs/mnist-1/events.jsonl").read_text().splitlines()]
@@ -117,6 +122,8 @@ def test_rounds_and_failures_are_events_too(call, world, tmp_path):
     assert failed[0]["key"] == "mnist-1/r1/client_1/a0"
     assert failed[0]["reason"] == "bad rows"
     assert list(failed[0])[:4] == ["at", "level", "event", "run"]
+    assert events[-1]["event"] == "run ended"
+    assert events[-1]["run"] == "mnist-1"
 
 
 def test_no_line_is_coloured_where_nobody_looks(call):

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.lab import Lab, kill, status, until
+from tests.e2e.lab import Lab, faulty_client, kill, status, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -140,6 +140,80 @@ def test_a_frozen_majority_pauses_the_run(lab: Lab, calm: str):
             keeper.resume()
     assert command.wait(120) == 0, lab.said()
     assert lab.weights_hash("frozen-1") == calm
+
+
+def test_a_conductor_that_stands_still_for_longer_than_its_lease_starts_nothing_when_it_wakes(
+    lab: Lab, calm: str
+):
+    """SIGSTOP in mid-round, SIGCONT when another one conducts and its lease is over: all trained once."""
+    lease_s = 0.5
+    lab.write("asleep", keepers={"lease_s": lease_s}, learning=THREE)
+    command = lab.start()
+    until(lambda: "round 2/3 started" in lab.said(), "the second round")
+    sleeper = lab.conductor()
+    [name] = [name for name, one in lab.keepers().items() if one["pid"] == sleeper.pid]
+    others = [one["api"] for other, one in lab.keepers().items() if other != name]
+    sleeper.suspend()
+    over = time.monotonic() + 2 * lease_s
+    try:
+        until(
+            lambda: any((status(api) or {}).get("conductor", name) != name for api in others), "another one"
+        )
+        until(lambda: time.monotonic() > over, "its lease to be over")
+    finally:
+        sleeper.resume()
+    assert command.wait(120) == 0, lab.said()
+    assert lab.weights_hash("asleep-1") == calm
+    every_client_once(lab, "asleep-1")
+
+
+def test_participants_that_are_lost_with_the_conductor_leave_the_round_to_the_others(
+    lab: Lab, tmp_path: Path
+):
+    """Two of four clients die in round 2 whenever they are asked, and so does the conductor."""
+    faults = {f"r2/client_{client}/a{attempt}": "die" for client in (0, 2) for attempt in (0, 1)}
+    lab.write(
+        "fewer",
+        providers={"google": {}},
+        learning={
+            "clients_info": {"ow_clients_count": 4, "gcf_clients_count": 0},
+            "functions": {
+                "fl_client": {"openwhisk": {"func_path": str(faulty_client(tmp_path / "f", faults))}}
+            },
+            "limits": {"attempts_max": 2, "min_updates": 2},
+            **THREE,
+        },
+    )
+    command = lab.start()
+    until(lambda: "round 2/3 started" in lab.said(), "the second round")
+    lab.conductor().kill()
+    assert command.wait(150) == 0, lab.said()
+    rounds = lab.rows("fewer-1", "rounds")
+    assert [(row["round"], row["updates"], row["gave_up"]) for row in rounds] == [
+        ("1", "4", "0"),
+        ("2", "2", "2"),
+        ("3", "4", "0"),
+    ]
+
+
+def test_fewer_participants_than_min_updates_end_the_run_with_the_reason(lab: Lab, tmp_path: Path):
+    """Three of four are lost, two are needed: the run does not go on with less than it was told to."""
+    faults = {f"r1/client_{client}/a0": "die" for client in (0, 1, 2)}
+    lab.write(
+        "few",
+        providers={"google": {}},
+        learning={
+            "clients_info": {"ow_clients_count": 4, "gcf_clients_count": 0},
+            "functions": {
+                "fl_client": {"openwhisk": {"func_path": str(faulty_client(tmp_path / "f", faults))}}
+            },
+            "limits": {"attempts_max": 1, "min_updates": 2},
+        },
+    )
+    done = lab.run("-s")
+    assert done.returncode == 1
+    assert "1 update" in done.stdout
+    assert lab.rows("few-1", "rounds") == []
 
 
 def test_detached_keepers_end_by_themselves(lab: Lab):

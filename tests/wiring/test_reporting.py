@@ -4,9 +4,11 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from fedkeeper import logs
 from fedkeeper.core.model import Attempt, AttemptStatus, Kind, ObjectRef, Phase, RoundRecord, Run
 from fedkeeper.keeper.ports import Record
 from fedkeeper.wiring.reporting import RunReports
@@ -109,3 +111,35 @@ def test_a_run_of_a_newer_program_is_still_reported(tmp_path: Path):
     run = Run(spec=spec, phase=Phase.TRAINING, round=2, weights=WEIGHTS, history=(committed(1),))
     RunReports(experiment=config, providers={}).begin(run)
     assert (tmp_path / "logs" / "small-1" / "rounds.csv").exists()
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    """What is in the run's events.jsonl."""
+    path = folder / "small-1" / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_rounds_and_failures_are_events_whoever_looks(tmp_path: Path):
+    """Written by who conducts, once each, though the next conductor goes through the last rounds again."""
+    config = experiment(tmp_path, {"logs.folder": str(tmp_path / "logs")})
+    spec = submission(config, "small-1").spec
+    run = Run(spec=spec, phase=Phase.TRAINING, round=3, weights=WEIGHTS, history=(committed(1), committed(2)))
+    refused = ended("small-1/r2/client_3/a0")
+    refused = replace(
+        refused, attempt=replace(refused.attempt, status=AttemptStatus.FAILED, reason="bad rows")
+    )
+    logs.set_up()
+    try:
+        logs.to_folders(config.logs.folder, own=tmp_path / "own.jsonl", keeper="k1")
+        for _ in range(2):  # two conductors, one after the other
+            reports = RunReports(experiment=config, providers={"gcf": Gcf()})  # type: ignore[dict-item]
+            reports.begin(run)
+            reports.record(ended("small-1/r1/client_3/a0"))
+            reports.record(refused)
+        reports.changed(replace(run, history=(committed(1), committed(2), committed(3))))
+    finally:
+        logs.tear_down()
+    found = events_of(config.logs.folder)
+    assert [one["round"] for one in found if one["event"] == "round finished"] == [1, 2, 3]
+    [failed] = [one for one in found if one["event"] == "attempt failed"]
+    assert (failed["key"], failed["reason"], failed["keeper"]) == ("small-1/r2/client_3/a0", "bad rows", "k1")
