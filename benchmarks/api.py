@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from benchmarks.nodes import cluster, settled
+from benchmarks.reference import piece_us
 from fedkeeper.keeper.api.app import open_api
 from fedkeeper.keeper.api.control import LogControl
 from fedkeeper.keeper.api.server import listen
@@ -162,10 +163,17 @@ def main() -> int:
         urls = {node.name: node.ask(do="api")["url"] for node in nodes}
         for clients, size in loads:
             ceiling = asyncio.run(load(echo, clients=clients, size=size, seconds=chosen.seconds))["per_s"]
-            for kind, url in (("memory", memory), ("3 keepers", urls[settled(nodes).name])):
+            leader = settled(nodes)
+            for kind, url in (("memory", memory), ("3 keepers", urls[leader.name])):
+                before = leader.cpu_s()
                 got = asyncio.run(load(url, clients=clients, size=size, seconds=chosen.seconds))
                 row: Json = {"over": kind, "clients": clients, "bytes": size, **got}
-                row |= {"of echo": round(got["per_s"] / ceiling, 2), "load": round(os.getloadavg()[0], 1)}
+                row |= {"of echo": round(got["per_s"] / ceiling, 2), "piece us": round(piece_us(), 1)}
+                if url != memory:
+                    row["leader us"] = round(
+                        (leader.cpu_s() - before) / (got["per_s"] * chosen.seconds) * 1e6
+                    )
+                row["load"] = round(os.getloadavg()[0], 1)
                 rows.append(row)
                 print(row, flush=True)
     if chosen.json:

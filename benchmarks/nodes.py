@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.opening import open_log
 from fedkeeper import logs
 from fedkeeper.core.model import KeeperStarted, PutValue
@@ -79,6 +81,11 @@ class Node:
         """Send an order and wait for its answer."""
         self.tell(**order)
         return self.hear()
+
+    def cpu_s(self) -> float:
+        """Processor time that it has used so far."""
+        assert self.process is not None
+        return sum(psutil.Process(self.process.pid).cpu_times()[:2])
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; after SIGKILL wait for its end."""

@@ -45,8 +45,8 @@ class Bodies:
         try:
             if "Expect" in headers:
                 await _go_on(request)
-            if request.content.is_eof():
-                return await request.read()
+            if request.content.is_eof():  # it is all here, as it is with nearly every write
+                return request.content.read_nowait()
             async with asyncio.timeout_at(deadline):
                 return await request.read()
         except TimeoutError as exc:

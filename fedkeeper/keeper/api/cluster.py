@@ -38,6 +38,8 @@ class Recent:
 
     def _turn(self) -> None:
         second = int(self._monotonic())
+        if second == self._second:
+            return
         for passed in range(max(self._second + 1, second - WINDOW_S + 1), second + 1):
             self._counts[passed % WINDOW_S] = 0
         self._second = second
