@@ -90,6 +90,11 @@ class Leading:
         progress = self._progress.get(name)
         return 0 if progress is None else progress.match
 
+    def counts(self, name: str) -> bool:
+        """Whether `name` has said to this leader that it is no newcomer."""
+        progress = self._progress.get(name)
+        return progress is not None and progress.counts
+
     def has_caught_up(self, name: str, *, entries_max: int) -> bool:
         """Whether `name` counts, and lacks at most so many entries."""
         progress = self._progress.get(name)
@@ -289,7 +294,7 @@ class Leading:
             return
         node, progress = self._node, self._of(peer)
         self._spread = None
-        if peer in node.other_names:
+        if progress.counts and peer in node.other_names:
             node.heard(peer)
         if progress.snapshot is None or progress.snapshot[0] != message["index"]:
             return

@@ -253,9 +253,11 @@ class Membership:
         return None
 
     def _answering(self) -> set[str]:
+        """Who counts, and has said so lately: an election, or a connection, says nothing of it yet."""
         node = self._node
         since = node.clock() - node.timing.silence_max_s
-        others = {name for name in node.other_names & node.connected_names if node.heard_at(name) > since}
+        here = node.other_names & node.connected_names
+        others = {name for name in here if node.leading.counts(name) and node.heard_at(name) > since}
         return others | {node.name}
 
     def _propose(self, change: Change, done: Finished) -> None:

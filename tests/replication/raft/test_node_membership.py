@@ -150,6 +150,28 @@ def test_nothing_is_removed_without_a_healthy_majority_of_those_that_stay() -> N
     assert set(leader.membership.members) == set(FIVE)
 
 
+def test_a_keeper_that_catches_up_is_not_counted_as_healthy() -> None:
+    """With two left, one of which has forgotten everything, a restart of the other stops both for good."""
+    world = World(*KEEPERS)
+    old = world.start_all()
+    world.commit(old, 1)
+    wiped, other = (name for name in KEEPERS if name != old.name)
+    world.kill(wiped, wipe=True)
+    world.loses = lambda sender, target, message: target == wiped and bool(message.get("entries"))
+    world.start(wiped)
+    world.until(lambda: wiped in old.connected_names, "the connection")
+    old.transfer(other, lambda _: None)
+    leader = world.nodes[other]
+    world.until(lambda: leader.leads and leader.commit_index >= leader.noop_index, "the next leader")
+    assert kinds(remove(leader, old.name)) == [MembershipRefused]
+    world.loses = lambda sender, target, message: False
+    world.until(lambda: world.nodes[wiped].beginning.counts, "its catching up")
+    world.run(0.2)
+    outcome = remove(leader, old.name)
+    world.until(lambda: bool(outcome), "the change")
+    assert outcome == [None]
+
+
 def test_changes_are_made_one_at_a_time() -> None:
     """The next only when the last is committed; the library's own guard is never set."""
     world = World(*FIVE)
