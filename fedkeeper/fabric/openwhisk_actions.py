@@ -119,7 +119,9 @@ class Actions:
         revision = uuid.uuid4().hex
         if code is not None:
             try:
-                await self._revisions.make(revision, partial(_extract, entity["exec"]))
+                await self._revisions.make(
+                    revision, partial(_extract, entity["exec"], self._invocations.kind_of(entity["exec"]))
+                )
             except archives.ArchiveRefused as exc:
                 raise Refused(400, f"The code of the action was refused: {exc}.") from exc
         document = Document(
@@ -234,10 +236,10 @@ def _components(execution: dict[str, Any] | None, name: FullName) -> list[FullNa
     return [parse_full_name(component, name.namespace) for component in execution["components"]]
 
 
-def _extract(execution: dict[str, Any], folder: Path) -> None:
+def _extract(execution: dict[str, Any], kind: str, folder: Path) -> None:
     code: str = execution["code"]
     if not execution["binary"]:
-        archives.write_single_file(code, folder, execution["kind"])
+        archives.write_single_file(code, folder, kind)
         return
     archive = archives.decode_binary(code.strip())
     if archive[:2] == b"PK":

@@ -81,6 +81,10 @@ class Invocations:
                 )
         return resolved
 
+    def kind_of(self, execution: Mapping[str, Any]) -> str:
+        """What runs it; "" for an image that no kind stands in for."""
+        return runtime_of(execution, self._images)
+
     async def begin(self, resolved: Resolved, payload: Any, caller: Caller) -> Activation:
         """Start an activation of the action in the caller's namespace. Refused 429.
 
@@ -95,7 +99,7 @@ class Invocations:
 
     async def _begin_action(self, resolved: Resolved, payload: Any, caller: Caller, cause: str) -> Activation:
         entity = resolved.entity
-        kind = runtime_of(entity["exec"], self._images) if resolved.document.revision else ""
+        kind = self.kind_of(entity["exec"]) if resolved.document.revision else ""
         if not kind:
             return await self._begin_unknown_image(resolved, caller, cause)
         own, environment = arguments(entity, payload)
