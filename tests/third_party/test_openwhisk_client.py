@@ -13,6 +13,8 @@ import pytest
 
 from tests.third_party.conftest import ClientError
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for npm
+
 GREET = """
 def main(args):
     print("greeting", args.get("name"))
