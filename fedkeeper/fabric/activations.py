@@ -73,11 +73,14 @@ class InFlight:
 class Activations:
     """Starts activations and sees to it that each leaves a record."""
 
-    def __init__(self, store: Store, workers: Workers, revisions: Revisions, in_flight: InFlight) -> None:
+    def __init__(
+        self, store: Store, workers: Workers, revisions: Revisions, in_flight: InFlight, url: str
+    ) -> None:
         self._store = store
         self._workers = workers
         self._revisions = revisions
         self._in_flight = in_flight
+        self._url = url  # the fabric's own, for actions that call it
         self._running: set[asyncio.Task[dict[str, Any]]] = set()
         self._by_namespace: Counter[str] = Counter()
 
@@ -193,6 +196,7 @@ class Activations:
             "action_version": call.version,
             "transaction_id": call.transaction_id,
             "deadline": str(accepted_ms + call.revision.limits.timeout_ms),
+            "api_host": self._url,
         }
         if call.api_key:
             context["api_key"] = call.api_key

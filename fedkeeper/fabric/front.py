@@ -105,7 +105,7 @@ async def open_front(
         revisions = Revisions(folder / "revisions", workers)
         stack.push_async_callback(revisions.close)
         in_flight = InFlight(settings.in_flight_max)
-        activations = Activations(store, workers, revisions, in_flight)
+        activations = Activations(store, workers, revisions, in_flight, url)
         stack.push_async_callback(activations.close)
         keys = Keys(credentials.openwhisk)
         openwhisk = OpenWhisk(

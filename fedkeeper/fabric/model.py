@@ -86,7 +86,7 @@ class Workers(Protocol):
         """Run one OpenWhisk activation to its end (bounded by its time limit). PoolFull.
 
         `arguments`: an object, or a list if a component of a sequence returned one.
-        `context`: namespace, action_name, action_version, transaction_id, deadline (all strings).
+        `context`: namespace, action_name, action_version, transaction_id, deadline, api_host (all strings).
         Cancelling the caller does not end the activation: callers shield it.
         """
         ...

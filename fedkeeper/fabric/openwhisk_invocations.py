@@ -161,6 +161,7 @@ class Invocations:
             sorted(environment.items()),
             sorted(entity["limits"].items()),
             entity["version"],
+            truthy(entity, "provide-api-key", default=True),  # one that gets none must not find another's
         )
         return f"shared-{hashlib.sha256(dump_json(parts)).hexdigest()}"
 

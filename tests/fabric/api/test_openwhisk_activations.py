@@ -151,6 +151,7 @@ async def test_the_context_is_all_strings_and_the_key_only_for_those_who_ask(fab
     without, with_key = fabric.workers.contexts
     assert all(isinstance(value, str) for value in with_key.values())
     assert without["action_name"] == "/guest/a"
+    assert without["api_host"] == fabric.url
     assert without["transaction_id"] == "my-id-1"
     assert "api_key" not in without
     assert with_key["api_key"] == fabric.credentials.openwhisk["guest"]
