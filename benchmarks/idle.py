@@ -3,12 +3,13 @@
     python -m benchmarks.idle --keepers 3 --seconds 60
     python -m benchmarks.idle --keepers 5 --seconds 600 --hogs 4
 
-Prints each keeper's CPU (percent of one core) and memory, and the elections (terms) meanwhile.
+Prints each keeper's processor time (percent of one core), its memory, and the elections (terms) meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from benchmarks.lab import Lab, in_own_network, wait_for
+from benchmarks.reference import piece_us
 
 
 def main() -> int:
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--hogs", type=int, default=0, help="processes that only count, beside the keepers")
     parser.add_argument("--timing", default="steady")
+    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     in_own_network()
     with TemporaryDirectory(prefix="idle") as scratch:
@@ -46,19 +49,29 @@ def main() -> int:
                 begun = time.monotonic()
                 time.sleep(chosen.seconds)
                 took_s = time.monotonic() - begun
+                rows = []
                 for name, one in watched.items():
                     cpu = (sum(one.cpu_times()[:2]) - before[name]) / took_s
                     memory = one.memory_full_info().uss / 2**20
                     leads = "leader" if name == status["leader"] else "follower"
-                    print(f"{name} {leads}: {cpu:.2%} of a core, {memory:.0f} MB of its own", flush=True)
+                    rows.append({"keeper": name, "is": leads, "of a core": f"{cpu:.2%}", "MB": round(memory)})
+                    print(rows[-1], flush=True)
             finally:
                 for hog in hogs:
                     hog.kill()
             after = wait_for(lab.status, "a status")
-            print(
-                f"{after['term'] - term} election(s) in {took_s:.0f} s beside {chosen.hogs} hog(s), load"
-                f" {psutil.getloadavg()[0]:.1f}"
+            rows.append(
+                {
+                    "elections": after["term"] - term,
+                    "in s": round(took_s),
+                    "hogs": chosen.hogs,
+                    "piece us": round(piece_us(), 1),
+                    "load": round(psutil.getloadavg()[0], 1),
+                }
             )
+            print(rows[-1], flush=True)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(rows, indent=1))
     return 0
 
 
