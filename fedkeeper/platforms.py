@@ -7,6 +7,7 @@ A platform is a folder under `fedkeeper/providers/` with
     rules.py      RULES between its keys; address, tenant; upgrade_cluster and upgrade_function of old files
     provider.py   its Provider
     opening.py    open_cluster: from a Cluster of the config to the opened Provider
+    images.py     only where it runs images alone: write_contexts, what they are built from
 
 and an adapter in every function that is to run there: `functions/<function>/<platform>/`. A part is imported
 when it is asked for, so that an OpenWhisk run needs no Google SDK.
@@ -41,6 +42,7 @@ class Platform:
     option: tuple[str, str]  # of deploy.py, e.g. ("-g", "--gcf_providers_list")
     entry_file: str  # what the platform looks for in the package, e.g. "main.py"
     secret_keys: tuple[str, ...] = ()  # keys of its clusters' sections that hold secrets
+    build_command: str = ""  # where it runs nothing but images: how they are built of what `images` writes
 
 
 @functools.cache

@@ -16,7 +16,16 @@ from fedkeeper.cli.fabric_command import fabric_command
 from fedkeeper.cli.failures import reported
 from fedkeeper.cli.interrupts import Interrupts
 from fedkeeper.cli.keeper_commands import COMMANDS
-from fedkeeper.cli.opening import Act, ActOnCluster, Job, chosen_only, hosting, learning, with_keepers
+from fedkeeper.cli.opening import (
+    Act,
+    ActOnCluster,
+    Job,
+    chosen_only,
+    hosting,
+    learning,
+    with_keepers,
+    writing_images,
+)
 from fedkeeper.cli.options import (
     CONTEXT,
     SAMPLE,
@@ -110,6 +119,12 @@ def main(
 @click.option("-r", "--remove", "removes", is_flag=True, help="Remove them.")
 @click.option("-m", "--get_meta_data", "describes", is_flag=True, help="Save their metadata as JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="File for -m [default: under logs/].")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write what images must be built from, where a platform runs nothing else (OpenFaaS).",
+)
 @verbose_option
 @click.pass_context
 def deploy(
@@ -120,6 +135,7 @@ def deploy(
     removes: bool,
     describes: bool,
     output: Path | None,
+    images: Path | None,
     verbose: bool,
     **chosen: Any,
 ) -> None:
@@ -128,11 +144,17 @@ def deploy(
     A test of the platforms: `deploy.py -a -d` brings every function of the config to every cluster that it
     is written for. The clients of an experiment (client_0, ...) are deployed by `main.py -d`.
     """
-    if deploys + removes > 1 or not (deploys or removes or describes) or (removes and describes):
-        raise click.UsageError("say what to do: -d (deploy), -r (remove), -m (metadata), or -d -m")
+    actions_given = deploys + removes + describes
+    if (images is None) == (not actions_given) or (removes and actions_given > 1):
+        raise click.UsageError(
+            "say what to do: -d (deploy), -r (remove), -m (metadata), -d -m, or --images FOLDER"
+        )
     choice = _choice(**chosen)
     if choice is None:
         raise click.UsageError(_SAY_WHERE)
+    if images is not None:
+        writing_images(ctx, Job(config=configfile, verbose=verbose), choice, images)
+        return
 
     async def act(opened: Opened, screen: Screen, _: Interrupts) -> None:
         if deploys:

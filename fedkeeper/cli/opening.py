@@ -20,7 +20,8 @@ from fedkeeper.cli.selection import Choice, Inventory, chosen_clusters, select
 from fedkeeper.cli.session import Backend, Reach, real_backend
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import Experiment, Learning, secrets_of
-from fedkeeper.platforms import PLATFORMS
+from fedkeeper.platforms import PLATFORMS, describe
+from fedkeeper.wiring.images import write_images
 
 Act = Callable[[actions.Opened, Screen, Interrupts], Awaitable[None]]
 ActOnCluster = Callable[[Reached], Awaitable[None]]
@@ -89,6 +90,22 @@ def hosting(ctx: click.Context, job: Job, name: str, *, until_unused: bool) -> N
         await backend.host(experiment, name, until_unused=until_unused, stop=stop)
 
     _perform(ctx, job, work, events=True)
+
+
+def writing_images(ctx: click.Context, job: Job, choice: Choice, folder: Path) -> None:
+    """Write what the chosen functions' images are built from, and say how; nothing is opened or asked."""
+
+    async def work(experiment: Experiment, backend: Backend, screen: Screen, interrupts: Interrupts) -> None:
+        del backend, interrupts
+        written = write_images(experiment, select(inventory(experiment), choice), folder)
+        if not written:
+            screen.line("none of these functions needs an image of yours")
+        for one in written:
+            for function, image in one.images.items():
+                screen.line(f"{one.stack.parent / function}: what {image} is built from")
+            screen.line(f"build and push them: {describe(one.platform).build_command.format(one.stack)}")
+
+    _perform(ctx, job, work)
 
 
 def inventory(experiment: Experiment) -> Inventory:

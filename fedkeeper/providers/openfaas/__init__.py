@@ -9,4 +9,5 @@ PLATFORM = Platform(
     count_key="edge_clients_count",
     option=("-e", "--edge_providers_list"),
     entry_file="main.py",
+    build_command="faas-cli build -f {0} && faas-cli push -f {0}",
 )

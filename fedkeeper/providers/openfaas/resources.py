@@ -78,6 +78,7 @@ def deployment(package: Package, name: str, namespace: str, image: str, *, now_m
             **{key: value.get_secret_value() for key, value in sorted(package.environment.items())},
             "mode": "http",
             "upstream_url": UPSTREAM,
+            "http_buffer_req_body": "true",  # the server takes no chunked requests
             "exec_timeout": timeout,
             "read_timeout": longer,
             "write_timeout": longer,
