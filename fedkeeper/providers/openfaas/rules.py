@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedkeeper.config.ancestor import Upgrade
+from fedkeeper.config.experiment import place
 from fedkeeper.config.faults import AtFaultItself, Fault
+from fedkeeper.config.scenario import Learning
 
 
 def address(cluster: Any) -> str:
@@ -70,6 +72,27 @@ def embedded_namespaces_differ(config: Any) -> Iterator[Fault]:
                     )
 
 
+def functions_have_images(config: Any) -> Iterator[Fault]:
+    """What learning needs on a gateway that is not ours must have an image: it runs nothing else."""
+    far = {name for name, cluster in config.providers.openfaas.items() if not cluster.embedded}
+    for name, scenario in config.scenarios.items():
+        if scenario.section_class is not Learning or not far:
+            continue
+        needed = set()
+        if far & set(place(scenario.clients_info, config.providers)):
+            needed |= set(scenario.clients_info.client_functions)
+        if scenario.server_config.server_cluster_name in far:
+            needed |= set(scenario.server_config.server_manager_functions)
+        for function in sorted(needed):
+            settings = getattr(scenario.functions.get(function), "openfaas", None)
+            if settings is None or not settings.docker_image:
+                yield Fault(
+                    f"scenarios.{name}.functions.{function}.openfaas.docker_image",
+                    "is missing, and a gateway runs nothing else; write registry/name:tag"
+                    " (`deploy.py --images FOLDER` writes what to build it from)",
+                )
+
+
 def upgrade_cluster(upgrade: Upgrade, at: str, cluster: dict[Any, Any]) -> None:
     """The ancestor's files have no gateways."""
 
@@ -78,4 +101,9 @@ def upgrade_function(upgrade: Upgrade, at: str, settings: dict[Any, Any]) -> Non
     """Nothing but what all platforms have."""
 
 
-RULES = (gateway_can_be_reached, callbacks_need_a_port, embedded_namespaces_differ)
+RULES = (
+    gateway_can_be_reached,
+    callbacks_need_a_port,
+    embedded_namespaces_differ,
+    functions_have_images,
+)
