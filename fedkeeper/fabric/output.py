@@ -51,7 +51,7 @@ class ActivationLog:
             self.complete.set()
 
     def _keep(self, stream: str, text: str) -> None:
-        self._bytes += len(text.encode())
+        self._bytes += len(text.encode()) + 1  # with its end: an empty line costs memory too
         if self._bytes <= self._bytes_max:
             self._lines.append(log_line(stream, text))
         else:
