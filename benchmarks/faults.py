@@ -16,9 +16,11 @@ until they are back.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -45,7 +47,8 @@ from benchmarks.moments import BEGINNING, MOMENTS, await_moment, check, ended, r
 
 MAJORITY = "majority"
 FAULTS = ("kill", "freeze", "partition", MAJORITY)
-ROUNDS = 16  # of a run
+ROUNDS = 30  # of a run
+WORK_S = 0.2  # of a function that does not train, so that each phase lasts as long as with training
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,32 @@ Measured on {where}.
 """
 
 
+class IdleLab(Lab):
+    """The lab with functions that sleep instead of training; all else is the product's own code."""
+
+    def _config(self) -> Json:
+        config = super()._config()
+        scenario = config["scenarios"]["federated_learning"]
+        scenario["data_sampling"] = {"model": "benchmark:model", "hidden_size": 20_000}
+        scenario["functions"] = {
+            name: {"openwhisk": {"func_path": str(self._sleeping(name))}}
+            for name in ("fl_client", "fl_server_init", "fl_server_aggregator")
+        }
+        return config
+
+    def _sleeping(self, name: str) -> Path:
+        """A copy of the benchmarks' function that takes WORK_S longer."""
+        folder = self.folder / "functions" / name
+        shutil.copytree(Path(__file__).parent / "functions" / name, folder, dirs_exist_ok=True)
+        handler = folder / "handler.py"
+        handler.rename(folder / "quick.py")
+        handler.write_text(
+            f'"""As quick.py, but not so quick."""\n\nimport time\n\nimport quick\n\n\n'
+            f"def run(task, store):\n    time.sleep({WORK_S})\n    return quick.run(task, store)\n"
+        )
+        return folder
+
+
 def in_turns(faults: Sequence[str], moments: Sequence[str], times: int, chance: random.Random) -> list[Cell]:
     """Every cell once in any order, then every cell again; the majority is lost once each time."""
     cells = []
@@ -291,6 +320,8 @@ def main() -> int:
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--moments", default=",".join(MOMENTS))
     parser.add_argument("--seed", type=int, default=0, help="of the faults' order")
+    parser.add_argument("--train", action="store_true", help="with TensorFlow, not with functions that sleep")
+    parser.add_argument("--done", type=Path, nargs="*", default=[], help="files of --json, to be completed")
     parser.add_argument("--folder", type=Path, help="keep everything here [default: a temporary folder]")
     parser.add_argument("--placement", default="raft")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -298,15 +329,20 @@ def main() -> int:
     chosen = parser.parse_args()
     in_own_network()
     faults, moments = chosen.faults.split(","), chosen.moments.split(",")
+    before = [Done(**one) for path in chosen.done for one in json.loads(path.read_text())]
     cells = in_turns(faults, moments, chosen.times, random.Random(chosen.seed))  # noqa: S311 - no secret
+    for one in before:
+        with contextlib.suppress(ValueError):  # of a cell that has more than enough
+            cells.remove(Cell(one.fault, one.moment))
     begun, loads = time.monotonic(), [os.getloadavg()[0]]
     with TemporaryDirectory(prefix="faults") as scratch:
-        lab = Lab(
+        lab = (Lab if chosen.train else IdleLab)(
             chosen.folder or Path(scratch), rounds=ROUNDS, keepers_changes={"placement": chosen.placement}
         )
         with lab.opened():
             expected = undisturbed(lab)
             matrix = Matrix(lab, expected, cells)
+            matrix.done += before
             try:
                 while matrix.left and time.monotonic() < begun + 60 * chosen.minutes:
                     matrix.one_run()

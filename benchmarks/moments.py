@@ -46,7 +46,7 @@ def await_moment(lab: Lab, keeper: KeeperProcess, run_name: str, moment: str) ->
         over = run["phase"] in ENDED or (moment == BEGINNING and run["phase"] != BEGINNING)
         return "over" if over else ""
 
-    found = wait_for(seen, f"{run_name}: {moment}", every_s=0.0005)
+    found = wait_for(seen, f"{run_name}: {moment}", every_s=0.002)
     return found if isinstance(found, dict) else None
 
 
