@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,6 +49,7 @@ from benchmarks.moments import BEGINNING, MOMENTS, await_moment, check, ended, r
 MAJORITY = "majority"
 FAULTS = ("kill", "freeze", "partition", MAJORITY)
 ROUNDS = 30  # of a run
+AHEAD = 8  # cells that are waited for at once: some moments are short
 WORK_S = 0.2  # of a function that does not train, so that each phase lasts as long as with training
 
 
@@ -132,19 +134,22 @@ class Matrix:
         lab.forget(name)
 
     def _take(self, cells: deque[Cell], victim: KeeperProcess, name: str) -> bool:
-        """The next fault. False: the run was over before its moment came."""
-        cell = cells[0]
-        run = await_moment(self._lab, victim, name, cell.moment)
-        if run is None:
+        """The first of the next cells whose moment comes. False: the run was over before."""
+        next_ones = list(islice(cells, AHEAD))
+        moments = list(dict.fromkeys(cell.moment for cell in next_ones))
+        found = await_moment(self._lab, victim, name, moments)
+        if found is None:
             self.missed += 1
             return False
+        moment, run = found
+        cell = next(cell for cell in next_ones if cell.moment == moment)
         done = Done(cell.fault, cell.moment, name, run["round"])
         if cell.fault == MAJORITY:
             self.violations += [f"{name} (majority lost): {problem}" for problem in self._lose(victim, name)]
         elif not self._harm(done, victim):
             self.missed += 1
             return True
-        cells.popleft()
+        cells.remove(cell)
         self.done.append(done)
         return True
 
@@ -337,7 +342,10 @@ def main() -> int:
     begun, loads = time.monotonic(), [os.getloadavg()[0]]
     with TemporaryDirectory(prefix="faults") as scratch:
         lab = (Lab if chosen.train else IdleLab)(
-            chosen.folder or Path(scratch), rounds=ROUNDS, keepers_changes={"placement": chosen.placement}
+            chosen.folder or Path(scratch),
+            clients=4 if chosen.train else 8,
+            rounds=ROUNDS,
+            keepers_changes={"placement": chosen.placement},
         )
         with lab.opened():
             expected = undisturbed(lab)

@@ -34,20 +34,23 @@ MOMENTS: dict[str, Moment] = {
 }
 
 
-def await_moment(lab: Lab, keeper: KeeperProcess, run_name: str, moment: str) -> Json | None:
-    """The run as `keeper` knows it when the moment comes; None: the run was over before."""
+def await_moment(
+    lab: Lab, keeper: KeeperProcess, run_name: str, moments: Sequence[str]
+) -> tuple[str, Json] | None:
+    """The first of `moments` that comes, and the run as `keeper` knows it then; None: the run was over before."""
 
-    def seen() -> Json | str:
+    def seen() -> tuple[str, Json] | str:
         run = lab.run_seen_by(keeper, run_name)
         if run is None:
             return ""
-        if MOMENTS[moment](lab, run):
-            return run
-        over = run["phase"] in ENDED or (moment == BEGINNING and run["phase"] != BEGINNING)
+        for moment in moments:
+            if MOMENTS[moment](lab, run):
+                return moment, run
+        over = run["phase"] in ENDED or (moments == [BEGINNING] and run["phase"] != BEGINNING)
         return "over" if over else ""
 
-    found = wait_for(seen, f"{run_name}: {moment}", every_s=0.002)
-    return found if isinstance(found, dict) else None
+    found = wait_for(seen, f"{run_name}: {', '.join(moments)}", every_s=0.0005)
+    return found if isinstance(found, tuple) else None
 
 
 def ended(lab: Lab, run_name: str) -> Json:
