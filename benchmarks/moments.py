@@ -37,7 +37,7 @@ MOMENTS: dict[str, Moment] = {
 def await_moment(
     lab: Lab, keeper: KeeperProcess, run_name: str, moments: Sequence[str]
 ) -> tuple[str, Json] | None:
-    """The first of `moments` that comes, and the run as `keeper` knows it then; None: the run was over before."""
+    """The first of `moments` that comes, and the run as `keeper` has it; None: the run was over before."""
 
     def seen() -> tuple[str, Json] | str:
         run = lab.run_seen_by(keeper, run_name)

@@ -16,6 +16,9 @@ from fedkeeper.errors import ApiError, NotThere
 from fedkeeper.keeper.api import schemas
 from fedkeeper.keeper.calling import Apis, Caller, Request
 from fedkeeper.keeper.following import follow
+from fedkeeper.runtime.learned import learn
+
+learn(Run, RunSpec, *schemas.EVERY)
 
 Json = Any  # None, bool, int, float, str, and lists and dicts (with str keys) of these
 T = TypeVar("T")

@@ -14,6 +14,9 @@ import requests
 from fedkeeper.core.model import RoundRecord, Run
 from fedkeeper.errors import ApiError, ApiRefused, FedKeeperError, NotThere
 from fedkeeper.keeper.calling import Caller, Request
+from fedkeeper.runtime.learned import learn
+
+learn(Run)
 
 SILENCE_S: Final = 5.0  # without even a keep-alive, a keeper is taken for dead
 EVENT_BYTES_MAX: Final = 256 * 1024 * 1024

@@ -25,6 +25,7 @@ from fedkeeper.core.model import (
 )
 from fedkeeper.core.rounds import ordered_updates
 from fedkeeper.errors import TaskError
+from fedkeeper.runtime.learned import learn
 from fedkeeper.runtime.wire import (
     AggregateResult,
     AggregateTask,
@@ -167,6 +168,9 @@ class TaskBook:
             payload=encode(task),
             timeout_s=run.spec.server_timeout_ms / 1000,
         )
+
+
+learn(TaskBook)
 
 
 def book_of(run: Run) -> TaskBook:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fedkeeper.errors import TaskError
+from fedkeeper.runtime.learned import learn
 
 WIRE_VERSION = 1
 T = TypeVar("T")
@@ -260,3 +261,8 @@ def _refuse_nan(plain: object, where: str) -> None:
     elif isinstance(plain, (list, tuple)):
         for index, value in enumerate(plain):
             _refuse_nan(value, f"{where}[{index}]")
+
+
+learn(
+    InitTask, TrainTask, ForwardTask, AggregateTask, InitResult, TrainResult, AggregateResult, Claim, Outcome
+)

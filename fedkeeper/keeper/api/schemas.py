@@ -239,3 +239,6 @@ class Deleted(Answer):
     """What is not there any more."""
 
     deleted: str
+
+
+EVERY = (*Body.__subclasses__(), *Answer.__subclasses__())
