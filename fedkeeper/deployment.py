@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeVar
@@ -19,7 +19,7 @@ from fedkeeper.clock import Clock, SystemClock
 from fedkeeper.errors import ConfigError, FedKeeperError, Throttled
 from fedkeeper.providers.base import Deployed, Package, Provider
 
-THROTTLE_WAIT_S_MAX: Final = 180.0  # per function; OpenWhisk counts by clock minutes
+THROTTLE_WAIT_S: Final = 180.0  # limits.throttle_wait_s, where nobody says; OpenWhisk counts by clock minutes
 THROTTLE_WAIT_S_MIN: Final = 1.0
 
 T = TypeVar("T")
@@ -85,16 +85,25 @@ async def deploy(
     in_flight_max: int,
     progress: Progress,
     only_missing: bool = False,
+    take_over: Collection[str] = (),
     before: Callable[[], Awaitable[None]] | None = None,
+    throttle_wait_s: float = THROTTLE_WAIT_S,
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
     """Create what is missing and update what differs; a final line per function, in the order given.
 
     `only_missing`: leave active functions alone even if they differ (they are reported as outdated).
+    `take_over`: clusters where a function of another experiment may be replaced; elsewhere that is a failure.
     `before`: awaited right before each is created or updated; what it raises is that function's failure.
     `in_flight_max` bounds the deployments under way at one time. ConfigError for an unknown cluster.
     """
-    work = _Work(providers, in_flight_max=in_flight_max, progress=progress, clock=clock or SystemClock())
+    work = _Work(
+        providers,
+        in_flight_max=in_flight_max,
+        progress=progress,
+        throttle_wait_s=throttle_wait_s,
+        clock=clock or SystemClock(),
+    )
 
     async def one(item: Wanted, found: Deployed | None, provider: Provider) -> Line:
         if found is not None and found.state == "active":
@@ -103,6 +112,9 @@ async def deploy(
             if only_missing:
                 problem = "another version of it is deployed"
                 return _line(item.target, LineState.OUTDATED, url=found.url, problem=problem)
+        foreign = found is not None and _foreign(found, item.package.owner)
+        if foreign and item.target.cluster not in take_over:
+            return _line(item.target, LineState.FAILED, problem=_whose(found), hint=_SHARED)
         work.progress(_line(item.target, LineState.WORKING))
         if before is not None:
             await before()
@@ -112,6 +124,8 @@ async def deploy(
 
         deployed = await work.patiently(lambda: provider.deploy(item.package, told), item.target)
         note = "" if found is None or found.digest else "replaced one that FedKeeper had not deployed"
+        if foreign:
+            note = f"it {_whose(found)}, and was taken over"
         state = LineState.CREATED if found is None else LineState.UPDATED
         return _line(item.target, state, url=deployed.url, problem=note)
 
@@ -124,10 +138,25 @@ async def remove(
     *,
     in_flight_max: int,
     progress: Progress,
+    owner: str = "",
+    throttle_wait_s: float = THROTTLE_WAIT_S,
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
-    """Remove the functions that are there; those that FedKeeper did not deploy are left alone, as failed."""
-    work = _Work(providers, in_flight_max=in_flight_max, progress=progress, clock=clock or SystemClock())
+    """Remove the functions that are there; those that FedKeeper did not deploy are left alone, as failed.
+
+    With `owner`, whatever else of that experiment is on the `providers` goes as well (an older config of it
+    may have had more clients), and functions of other experiments are left alone.
+    """
+    work = _Work(
+        providers,
+        in_flight_max=in_flight_max,
+        progress=progress,
+        throttle_wait_s=throttle_wait_s,
+        clock=clock or SystemClock(),
+    )
+    targets = dict.fromkeys(targets)
+    if owner:
+        targets |= dict.fromkeys(await work.owned(owner))
 
     async def one(target: Target, found: Deployed | None, provider: Provider) -> Line:
         if found is None:
@@ -137,6 +166,8 @@ async def remove(
             return _line(
                 target, LineState.FAILED, problem=problem, hint="remove it with the platform's tools"
             )
+        if _foreign(found, owner):
+            return _line(target, LineState.ABSENT, problem=f"the one there {_whose(found)}: left alone")
         work.progress(_line(target, LineState.WORKING))
         gone = await work.patiently(lambda: provider.remove(target.function), target)
         return _line(target, LineState.REMOVED if gone else LineState.ABSENT)
@@ -149,11 +180,16 @@ async def describe(
     providers: Mapping[str, Provider],
     *,
     in_flight_max: int,
+    throttle_wait_s: float = THROTTLE_WAIT_S,
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
     """What the platforms say of the functions: `Line.deployed` where one was found."""
     work = _Work(
-        providers, in_flight_max=in_flight_max, progress=lambda _: None, clock=clock or SystemClock()
+        providers,
+        in_flight_max=in_flight_max,
+        progress=lambda _: None,
+        throttle_wait_s=throttle_wait_s,
+        clock=clock or SystemClock(),
     )
 
     async def one(target: Target, found: Deployed | None, _: Provider) -> Line:
@@ -176,6 +212,20 @@ def failures(lines: Iterable[Line]) -> tuple[Line, ...]:
     return tuple(line for line in lines if line.state is LineState.FAILED)
 
 
+_SHARED: Final = (
+    "set function_prefix in one of the two configs, or remove the other experiment's functions with its own"
+)
+
+
+def _foreign(found: Deployed, owner: str) -> bool:
+    """Whether a function belongs to another experiment; one without a mark belongs to whoever asks."""
+    return bool(owner and found.owner and found.owner != owner)
+
+
+def _whose(found: Deployed | None) -> str:
+    return f"belongs to another experiment ({found.owner if found else ''})"
+
+
 def _line(target: Target, state: LineState, *, url: str = "", problem: str = "", hint: str = "") -> Line:
     return Line(
         cluster=target.cluster, function=target.function, state=state, url=url, problem=problem, hint=hint
@@ -186,11 +236,18 @@ class _Work:
     """One pass over many functions: a listing per cluster, a bound on what is in flight, errors as lines."""
 
     def __init__(
-        self, providers: Mapping[str, Provider], *, in_flight_max: int, progress: Progress, clock: Clock
+        self,
+        providers: Mapping[str, Provider],
+        *,
+        in_flight_max: int,
+        progress: Progress,
+        throttle_wait_s: float,
+        clock: Clock,
     ) -> None:
         self.progress = progress
         self._providers = providers
         self._clock = clock
+        self._throttle_wait_s = throttle_wait_s
         self._slots = asyncio.Semaphore(max(1, in_flight_max))
         self._listed: dict[str, asyncio.Task[dict[str, Deployed] | FedKeeperError]] = {}
 
@@ -204,10 +261,23 @@ class _Work:
         for target in unique:
             self._provider(target.cluster)
         async with asyncio.TaskGroup() as group:
-            for cluster in {target.cluster for target in unique}:
+            for cluster in {target.cluster for target in unique} - self._listed.keys():
                 self._listed[cluster] = group.create_task(self._settled(cluster))
             tasks = [group.create_task(self._one(target, item, act)) for target, item in unique.items()]
         return tuple(task.result() for task in tasks)
+
+    async def owned(self, owner: str) -> list[Target]:
+        """What is on any cluster and belongs to that experiment; nothing of one that cannot be listed."""
+        async with asyncio.TaskGroup() as group:
+            for cluster in self._providers:
+                self._listed[cluster] = group.create_task(self._settled(cluster))
+        return [
+            Target(cluster=cluster, function=name)
+            for cluster, listed in self._listed.items()
+            if isinstance(found := listed.result(), dict)
+            for name, one in found.items()
+            if one.owner == owner
+        ]
 
     async def patiently(self, send: Callable[[], Awaitable[T]], target: Target | None = None) -> T:
         """`send`, again when the platform says that it will take more; Throttled when that takes too long.
@@ -220,7 +290,7 @@ class _Work:
                 return await send()
             except Throttled as exc:
                 pause_s = max(exc.retry_after_s, THROTTLE_WAIT_S_MIN)
-                if waited_s + pause_s > THROTTLE_WAIT_S_MAX:
+                if waited_s + pause_s > self._throttle_wait_s:
                     raise
                 log.info("throttled", cluster=exc.cluster, function=exc.function, wait_s=pause_s)
                 if target is not None:

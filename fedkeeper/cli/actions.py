@@ -34,11 +34,17 @@ class Opened:
 
     experiment: Experiment
     parts: Sequence[tuple[Session, Sequence[Target]]]
+    owner: str = ""  # mark of the experiment, where it is dealt with as a whole
 
     @property
     def total(self) -> int:
         """How many functions."""
         return sum(len(targets) for _, targets in self.parts)
+
+    @property
+    def throttle_wait_s(self) -> float:
+        """How long each of them waits for a platform that has had too many requests."""
+        return self.experiment.limits.throttle_wait_s
 
     @property
     def in_flight_max(self) -> int:
@@ -65,7 +71,12 @@ async def remove(opened: Opened, screen: Screen) -> None:
     with screen.deploying("removing", opened.total) as progress:
         for session, targets in opened.parts:
             lines += await deployment.remove(
-                targets, session.providers, in_flight_max=opened.in_flight_max, progress=progress
+                targets,
+                session.providers,
+                in_flight_max=opened.in_flight_max,
+                progress=progress,
+                owner=opened.owner,
+                throttle_wait_s=opened.throttle_wait_s,
             )
     _conclude(screen, lines, "removed")
 
@@ -75,7 +86,12 @@ async def describe(opened: Opened, screen: Screen, *, save: Path | None) -> None
     lines: list[Line] = []
     plain: list[dict[str, Any]] = []
     for session, targets in opened.parts:
-        found = await deployment.describe(targets, session.providers, in_flight_max=opened.in_flight_max)
+        found = await deployment.describe(
+            targets,
+            session.providers,
+            in_flight_max=opened.in_flight_max,
+            throttle_wait_s=opened.throttle_wait_s,
+        )
         lines += found
         plain += [_metadata(session, line) for line in found if line.deployed is not None]
     for line in lines:

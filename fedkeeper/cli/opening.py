@@ -21,6 +21,7 @@ from fedkeeper.cli.session import Backend, Reach, real_backend
 from fedkeeper.cli.show import Screen
 from fedkeeper.config import Experiment, Learning, secrets_of
 from fedkeeper.platforms import PLATFORMS, describe
+from fedkeeper.providers.base import owner_mark
 from fedkeeper.wiring.images import write_images
 
 Act = Callable[[actions.Opened, Screen, Interrupts], Awaitable[None]]
@@ -43,7 +44,8 @@ def learning(ctx: click.Context, job: Job, act: Act) -> None:
         scenario = experiment.learning_name
         async with backend.open(experiment, scenario=scenario, clusters=None) as session:
             parts = ((session, session.targets()),)
-            await act(actions.Opened(experiment=experiment, parts=parts), screen, interrupts)
+            whole = actions.Opened(experiment=experiment, parts=parts, owner=owner_mark(experiment.name))
+            await act(whole, screen, interrupts)
 
     _perform(ctx, job, work)
 

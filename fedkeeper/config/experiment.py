@@ -109,6 +109,11 @@ class Config(Section):
         default=0,
         description="start of all chance (whole number): the same config and seed give the same weights",
     )
+    function_prefix: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_]{0,18}_)?$")] = Field(
+        default="",
+        description="what all functions' names on the platforms begin with, e.g. `mine_`: lower-case letters,"
+        " digits and _, at most 20, the last one _; for experiments that share a cluster",
+    )
     embedded: Embedded = Field(
         default_factory=empty, description="settings of the parts that run on this machine"
     )

@@ -243,6 +243,18 @@ class Limits(Section):
     request_timeout_s: Seconds = Field(
         default=30.0, description="one HTTP request to a platform's API (seconds)"
     )
+    connect_timeout_s: Seconds = Field(default=10.0, description="a connection to a platform's API (seconds)")
+    throttle_wait_s: Annotated[NonNegativeFloat, Number] = Field(
+        default=180.0,
+        description="how long a function's deployment waits in all for a platform that has had too many"
+        " requests (seconds)",
+    )
+    download_timeout_s: Seconds = Field(
+        default=300.0, description="one file of training or test data, fetched by a function (seconds)"
+    )
+    download_bytes_max: Bytes = Field(
+        default=2 * 1024 * 1024 * 1024, description="largest such file (bytes; also 2GB)"
+    )
     deploy_timeout_s: Seconds = Field(default=600.0, description="one function's deployment (seconds)")
     keep_rounds: Count = Field(
         default=2, description="rounds whose weights and updates stay in the store (count)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ class Package:
     memory_mb: int = 256
     timeout_s: float = 60.0
     concurrency: int = 1
+    owner: str = ""  # mark of the experiment that it belongs to
     environment: Mapping[str, SecretStr] = field(default_factory=dict)  # seen by the function only
     extras: Mapping[str, Any] = field(default_factory=dict)  # what only this platform knows; JSON types
 
@@ -37,8 +40,18 @@ class Deployed:
     digest: str  # of the package it was made from; empty if FedKeeper did not deploy it
     url: str  # where it is invoked, without credentials
     updated_ms: int
+    owner: str = ""  # the experiment that it belongs to (see `owner_mark`); empty: none that is known
     message: str = ""  # why it failed
     details: Mapping[str, Any] = field(default_factory=dict)  # the platform's own metadata, no secrets
+
+
+def owner_mark(experiment: str) -> str:
+    """An experiment's name as any platform can keep it, a label of Google's too: its beginning, and a hash.
+
+    Lower-case letters, digits and hyphens, at most 49 of them.
+    """
+    start = re.sub("[^a-z0-9]+", "-", experiment.lower()).strip("-")[:32]
+    return f"{start or 'x'}-{hashlib.sha256(experiment.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +82,7 @@ class Opening:
     embedded_login: Any = field(default=None, repr=False)  # and what proves us to it
     in_flight_max: int  # invocations on their way at once
     deployments_in_flight_max: int
+    connect_timeout_s: float = 10.0
     request_timeout_s: float
     deploy_timeout_s: float
 

@@ -15,9 +15,8 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from fedkeeper.errors import TaskError
+from fedkeeper.runtime.environment import download_limits
 
-FILE_BYTES_MAX: Final = 2 << 30
-FETCH_S_MAX: Final = 300.0  # for a whole file
 _CONNECT_S: Final = 10.0
 _SILENCE_S: Final = 60.0  # without a byte
 _FRESH_S: Final = 3600.0  # how long a file without a sha256 is taken for the one that is there now
@@ -75,17 +74,23 @@ def _fetch(url: str, where: str, target: Path, sha256: str) -> None:
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file, requests.Session() as session:
-            deadline = time.monotonic() + FETCH_S_MAX
+            limits = download_limits()
+            deadline = time.monotonic() + limits.timeout_s
             with session.get(url, stream=True, timeout=(_CONNECT_S, _SILENCE_S)) as answer:
                 if answer.status_code != 200:
                     raise TaskError(f"{where}: HTTP {answer.status_code}")
                 size = 0
                 for chunk in answer.iter_content(_CHUNK):
                     size += len(chunk)
-                    if size > FILE_BYTES_MAX:
-                        raise TaskError(f"{where}: more than {FILE_BYTES_MAX} bytes")
+                    if size > limits.bytes_max:
+                        raise TaskError(
+                            f"{where}: more than {limits.bytes_max} bytes", hint="limits.download_bytes_max"
+                        )
                     if time.monotonic() > deadline:
-                        raise TaskError(f"{where}: not here after {FETCH_S_MAX:.0f} s")
+                        raise TaskError(
+                            f"{where}: not here after {limits.timeout_s:g} s",
+                            hint="limits.download_timeout_s",
+                        )
                     file.write(chunk)
         _check(part, sha256, where)
         part.replace(target)

@@ -2,6 +2,7 @@
 
 `FEDKEEPER_STORE`    JSON of StoreAddress; absent in clients of the invoker route
 `FEDKEEPER_CLIENTS`  JSON: cluster -> ClientAccess; only in fl_invoker_weights_update
+`FEDKEEPER_DOWNLOADS`  JSON of DownloadLimits; not secret
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fedkeeper.errors import TaskError
 
 STORE_VARIABLE = "FEDKEEPER_STORE"
 CLIENTS_VARIABLE = "FEDKEEPER_CLIENTS"
+DOWNLOADS_VARIABLE = "FEDKEEPER_DOWNLOADS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,20 @@ class ClientAccess:
     service_account: Mapping[str, Any] = field(default_factory=dict, repr=False)
     tls_verify: bool = True
     ca_pem: str = ""  # text of the CA certificates to trust, where the system's are not enough
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadLimits:
+    """Bounds of one file of data that a function fetches."""
+
+    timeout_s: float = 300.0
+    bytes_max: int = 2 << 30
+
+
+def download_limits() -> DownloadLimits:
+    """As the experiment's config has them; the defaults in a function that was not told."""
+    text = os.environ.get(DOWNLOADS_VARIABLE, "")
+    return msgspec.json.decode(text, type=DownloadLimits) if text else DownloadLimits()
 
 
 def store_address() -> StoreAddress:

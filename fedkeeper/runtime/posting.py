@@ -155,7 +155,7 @@ def _polled(session: requests.Session, client: Client, accepted: Any, deadline: 
             if not isinstance(response, dict) or not response.get("success"):
                 raise TaskError(f"client {client.name}: {_error_in(result) or 'its activation failed'}")
             return result
-        if answer.status != 404:
+        if answer.status not in (404, 429) and answer.status < 500:  # those pass
             raise TaskError(f"client {client.name}: HTTP {answer.status}: {_said(answer)}")
         if time.monotonic() + pause_s >= deadline:
             raise TaskError(f"client {client.name}: activation {activation_id} did not end in time")

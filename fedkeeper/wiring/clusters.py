@@ -12,6 +12,7 @@ from fedkeeper.config import Cluster, Experiment
 from fedkeeper.fabric.launch import FabricAddress, open_fabric
 from fedkeeper.platforms import part
 from fedkeeper.providers.base import Opening, Provider
+from fedkeeper.providers.prefixed import Prefixed
 from fedkeeper.runtime.environment import ClientAccess
 from fedkeeper.wiring.keeping import keep_alive, keep_open
 
@@ -38,11 +39,15 @@ async def open_clusters(experiment: Experiment, names: Collection[str], stack: A
             embedded_login=_login(fabric, name, cluster) if fabric and cluster.embedded else None,
             in_flight_max=experiment.in_flight_max(name),
             deployments_in_flight_max=experiment.limits.deployments_in_flight_max,
+            connect_timeout_s=experiment.limits.connect_timeout_s,
             request_timeout_s=experiment.limits.request_timeout_s,
             deploy_timeout_s=experiment.limits.deploy_timeout_s,
         )
         open_cluster = part(cluster.platform, "opening").open_cluster
-        providers[name], access[name] = await stack.enter_async_context(open_cluster(opening))
+        provider, access[name] = await stack.enter_async_context(open_cluster(opening))
+        providers[name] = provider
+        if experiment.function_prefix:
+            providers[name] = Prefixed(provider, experiment.function_prefix)
     return Clusters(providers=providers, access=access)
 
 

@@ -17,7 +17,7 @@ from fedkeeper.keeper.tasks import FORWARD_FUNCTION
 from fedkeeper.providers.base import Provider
 from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.wiring.clusters import Clusters
-from fedkeeper.wiring.packages import Packages
+from fedkeeper.wiring.packages import Packages, embedded_clusters
 
 NAMED_MAX = 3
 
@@ -71,6 +71,8 @@ class RunDeployer:
             self._providers,
             in_flight_max=self.experiment.limits.deployments_in_flight_max,
             progress=lambda _: None,
+            throttle_wait_s=self.experiment.limits.throttle_wait_s,
+            take_over=embedded_clusters(self.experiment),
             before=before,
         )
         failed = deployment.failures(lines)

@@ -14,11 +14,13 @@ from fedkeeper.config import Experiment
 from fedkeeper.config.scenario import Learning
 from fedkeeper.deployment import Target, Wanted
 from fedkeeper.keeper.tasks import FORWARD_FUNCTION
-from fedkeeper.providers.base import Package
+from fedkeeper.providers.base import Package, owner_mark
 from fedkeeper.runtime.environment import (
     CLIENTS_VARIABLE,
+    DOWNLOADS_VARIABLE,
     STORE_VARIABLE,
     ClientAccess,
+    DownloadLimits,
     StoreAddress,
 )
 
@@ -52,6 +54,7 @@ class Packages:
             memory_mb=settings.memory,
             timeout_s=settings.timeout_s,
             concurrency=settings.concurrency,
+            owner=owner_mark(self.experiment.name) if self._learning() is not None else "",
             environment=self._environment(target, source_name),
             extras=settings.extras,
         )
@@ -97,11 +100,16 @@ class Packages:
         if learning is None or self.store is None:
             return {}
         client = source == learning.client_function
-        if client and self.experiment.cluster(target.cluster).route == "invoker":
-            return {}
         if not client and source not in learning.server_config.server_manager_functions:
             return {}
-        environment = {STORE_VARIABLE: _secret(self.store)}
+        limits = DownloadLimits(
+            timeout_s=learning.limits.download_timeout_s, bytes_max=learning.limits.download_bytes_max
+        )
+        # Only where they differ: every function that is deployed already would be another one.
+        environment = {DOWNLOADS_VARIABLE: _secret(limits)} if limits != DownloadLimits() else {}
+        if client and self.experiment.cluster(target.cluster).route == "invoker":
+            return environment
+        environment[STORE_VARIABLE] = _secret(self.store)
         if source == FORWARD_FUNCTION:
             forwarded = {place.cluster for place in self.experiment.placements() if place.route == "invoker"}
             access = {name: one for name, one in sorted(self.access.items()) if name in forwarded}
@@ -118,6 +126,11 @@ def learning_targets(experiment: Experiment) -> tuple[Target, ...]:
         *(Target(cluster=server.server_cluster_name, function=name) for name in functions),
         *(Target(cluster=place.cluster, function=place.client) for place in experiment.placements()),
     )
+
+
+def embedded_clusters(experiment: Experiment) -> frozenset[str]:
+    """Clusters of this machine: what another experiment has left there is in nobody's way."""
+    return frozenset(name for name, cluster in experiment.clusters().items() if cluster.embedded)
 
 
 def _secret(value: object) -> SecretStr:

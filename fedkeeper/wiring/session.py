@@ -18,7 +18,7 @@ from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.weights.embedded import open_embedded_mongo
 from fedkeeper.wiring.clusters import Clusters, open_clusters
 from fedkeeper.wiring.keeping import keep_alive, keep_open
-from fedkeeper.wiring.packages import Packages, learning_targets
+from fedkeeper.wiring.packages import Packages, embedded_clusters, learning_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,8 @@ class ExperimentSession:
             self.providers,
             in_flight_max=self.experiment.limits.deployments_in_flight_max,
             progress=progress,
+            throttle_wait_s=self.experiment.limits.throttle_wait_s,
+            take_over=embedded_clusters(self.experiment),
         )
 
 

@@ -11,14 +11,14 @@ from fedkeeper.errors import FedKeeperError
 from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
 
 
-def package(function: str, digest: str = "d1") -> Package:
+def package(function: str, digest: str = "d1", owner: str = "") -> Package:
     """A package of nothing."""
-    return Package(function=function, source=function, archive=b"", digest=digest)
+    return Package(function=function, source=function, archive=b"", digest=digest, owner=owner)
 
 
-def wanted(cluster: str, *functions: str, digest: str = "d1") -> list[Wanted]:
+def wanted(cluster: str, *functions: str, digest: str = "d1", owner: str = "") -> list[Wanted]:
     """Those functions on that cluster."""
-    return [Wanted(cluster=cluster, package=package(function, digest)) for function in functions]
+    return [Wanted(cluster=cluster, package=package(function, digest, owner)) for function in functions]
 
 
 class FakePlatform:
@@ -36,13 +36,14 @@ class FakePlatform:
         self.in_flight_seen = 0
         self.closed = False
 
-    def put(self, function: str, *, digest: str = "d1", state: str = "active") -> None:
+    def put(self, function: str, *, digest: str = "d1", state: str = "active", owner: str = "") -> None:
         """Have a function there already."""
         self.functions[function] = Deployed(
             function=function,
             state=state,
             version="0.0.1",
             digest=digest,
+            owner=owner,
             url=f"https://{self.cluster}.example/{function}",
             updated_ms=1_700_000_000_000,
             details={"memory": 256},
@@ -53,7 +54,7 @@ class FakePlatform:
 
     async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         await self._act(f"deploy {package.function}", package.function)
-        self.put(package.function, digest=package.digest)
+        self.put(package.function, digest=package.digest, owner=package.owner)
         return self.functions[package.function]
 
     async def remove(self, function: str) -> bool:

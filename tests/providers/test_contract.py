@@ -76,6 +76,7 @@ def make(source: Path, platform: str, function: str) -> Package:
         source=source.name,
         archive=archive,
         digest=packaging.digest(archive, environment=environment, memory_mb=256),
+        owner="experiment-0123456789abcdef",
         environment=environment,
         timeout_s=40,
     )
@@ -130,8 +131,10 @@ class ProviderContract:
         """Under the name it was given; then removed, once."""
         package = make(source, provider.platform, "echo_listed")
         made = await provider.deploy(package)
+        assert made.owner == package.owner
         assert (made.function, made.state, made.digest) == ("echo_listed", "active", package.digest)
         (listed,) = [one for one in await provider.list() if one.function == "echo_listed"]
+        assert listed.owner == package.owner
         assert (listed.digest, listed.state, listed.url) == (package.digest, "active", made.url)
         assert made.url.startswith("http://127.0.0.1:")
         assert listed.updated_ms > 0

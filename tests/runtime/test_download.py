@@ -67,8 +67,16 @@ def test_a_wrong_hash_leaves_nothing_behind(temporary: Path) -> None:
 
 def test_too_large_a_file_is_cut_off(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
     """Whatever its header says."""
-    monkeypatch.setattr(download, "FILE_BYTES_MAX", 2_000_000)
+    monkeypatch.setenv("FEDKEEPER_DOWNLOADS", '{"timeout_s": 300, "bytes_max": 2000000}')
     with serving(whole) as web, pytest.raises(TaskError, match="more than 2000000 bytes"):
+        download.local_file(f"{web.url}/a.npz", "")
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+def test_too_slow_a_file_is_given_up(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
+    """After the time that the experiment's config gives a file; nothing of it is left."""
+    monkeypatch.setenv("FEDKEEPER_DOWNLOADS", '{"timeout_s": 0, "bytes_max": 2000000000}')
+    with serving(whole) as web, pytest.raises(TaskError, match="not here after 0 s"):
         download.local_file(f"{web.url}/a.npz", "")
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
 

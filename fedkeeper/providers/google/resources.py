@@ -30,6 +30,7 @@ from fedkeeper.providers.google.quotas import retry_info_s
 DEFAULT_RUNTIME: Final = "python312"
 NAME_LABEL: Final = "fedkeeper-function"
 DIGEST_LABEL: Final = "fedkeeper-digest"
+OWNER_LABEL: Final = "fedkeeper-experiment"
 QUOTA_S: Final = 10.0  # the API's quotas are per minute; asked again at this pace without a Retry-After
 # What `deploy` sets; an update leaves everything else (ingress, scaling, secrets …) as the user has it.
 UPDATED_FIELDS: Final = (
@@ -74,7 +75,12 @@ def function_resource(package: Package, name: str, source: Any, labels: Mapping[
     return functions.Function(
         name=name,
         environment=functions.Environment.GEN_2,
-        labels={**labels, NAME_LABEL: package.function, DIGEST_LABEL: package.digest[:63].lower()},
+        labels={
+            **labels,
+            NAME_LABEL: package.function,
+            DIGEST_LABEL: package.digest[:63].lower(),
+            **({OWNER_LABEL: package.owner} if package.owner else {}),
+        },
         build_config=functions.BuildConfig(
             runtime=package.runtime or DEFAULT_RUNTIME,
             entry_point=package.entry,
@@ -104,6 +110,7 @@ def deployed(function: Any) -> Deployed:
         state=_STATES.get(function.state.name, "failed"),
         version=service.revision or (function.update_time.isoformat() if function.update_time else ""),
         digest=function.labels.get(DIGEST_LABEL, ""),
+        owner=function.labels.get(OWNER_LABEL, ""),
         url=address(function),
         updated_ms=round(function.update_time.timestamp() * 1000) if function.update_time else 0,
         message=http.short("; ".join(message.message for message in function.state_messages)),

@@ -26,6 +26,7 @@ from fedkeeper.providers.base import Deployed, Package
 
 NAME_NOTE: Final = "fedkeeper-function"  # annotations: of any length, unlike labels
 DIGEST_NOTE: Final = "fedkeeper-digest"
+OWNER_NOTE: Final = "fedkeeper-experiment"
 UPDATED_NOTE: Final = "fedkeeper-updated"  # Unix ms; createdAt stays what it was when a function is updated
 SERVER: Final = (
     "functions-framework --target=main --port=5000"  # what functions/*/openfaas/Dockerfile installs
@@ -88,6 +89,7 @@ def deployment(package: Package, name: str, namespace: str, image: str, *, now_m
         "annotations": {
             NAME_NOTE: package.function,
             DIGEST_NOTE: package.digest,
+            **({OWNER_NOTE: package.owner} if package.owner else {}),
             UPDATED_NOTE: str(now_ms),
         },
         "limits": {"memory": memory, **({"cpu": cpu} if cpu else {})},
@@ -110,6 +112,7 @@ def deployed(status: Mapping[str, Any], url: str) -> Deployed:
         state="active" if available else "deploying",
         version=digest[:12] or image,
         digest=digest,
+        owner=notes.get(OWNER_NOTE, ""),
         url=url,
         updated_ms=_updated_ms(notes, status),
         message="" if available else f"none of {replicas} replicas is available",

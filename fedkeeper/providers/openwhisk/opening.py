@@ -41,6 +41,7 @@ async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, Client
         tls_verify=cluster.tls_verify,
         ca_file=cluster.ca_file,
         requests_in_flight_max=opening.in_flight_max,
+        connect_timeout_s=opening.connect_timeout_s,
         read_timeout_s=opening.request_timeout_s,
         deploy_timeout_s=opening.deploy_timeout_s,
     ) as provider:

@@ -28,9 +28,10 @@ from fedkeeper.providers.base import Activation, Deployed, Package
 DEFAULT_KIND: Final = "python:default"  # "python:3" is no kind any more; this one resolves everywhere
 ACTIVATION_HEADER: Final = "x-openwhisk-activation-id"
 DIGEST_ANNOTATION: Final = "fedkeeper-digest"
+OWNER_ANNOTATION: Final = "fedkeeper-experiment"
 BUSY_S: Final = 1.0  # until there may be room again, when too many activations are in flight
 # Annotations that may be shown. Others can hold secrets: require-whisk-auth is a password.
-_SHOWN: Final = {DIGEST_ANNOTATION, "exec", "provide-api-key", "description", "final"}
+_SHOWN: Final = {DIGEST_ANNOTATION, OWNER_ANNOTATION, "exec", "provide-api-key", "description", "final"}
 
 
 def action(package: Package) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def action(package: Package) -> dict[str, Any]:
         "annotations": [
             {"key": "provide-api-key", "value": False},  # else the function could act as its owner
             {"key": DIGEST_ANNOTATION, "value": package.digest},
+            *([{"key": OWNER_ANNOTATION, "value": package.owner}] if package.owner else []),
         ],
     }
 
@@ -69,6 +71,7 @@ def deployed(entity: Mapping[str, Any], api: URL) -> Deployed:
         state="active",  # an action that exists can be invoked: OpenWhisk builds nothing
         version=str(entity.get("version", "")),
         digest=str(notes.get(DIGEST_ANNOTATION, "")),
+        owner=str(notes.get(OWNER_ANNOTATION, "")),
         url=str(api.parent / namespace / "actions" / function),
         updated_ms=int(entity.get("updated") or 0),
         details={
