@@ -123,16 +123,16 @@ def test_an_action_gets_base64_and_basic_auth() -> None:
 
 
 def test_an_action_that_outlasts_the_call_is_followed_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """202: its activation is polled, through the 404 of a record that is not written yet."""
+    """202: its activation is polled, through the 404 of a record not yet written, and passing faults."""
     monkeypatch.setattr(posting, "_POLL_S", (0.01, 0.02))
-    replies = iter([Reply(404), Reply(404), record(success=True, result=blob(b"late"))])
+    replies = iter([Reply(404), Reply(503), Reply(429), record(success=True, result=blob(b"late"))])
 
     def answer(asked: Asked) -> Reply:
         return Reply(202, b'{"activationId": "a1"}') if asked.method == "POST" else next(replies)
 
     with serving(answer) as web:
         assert send(f"{web.url}{ACTION}", OPENWHISK) == b"late"
-        assert [asked.method for asked in web.asked] == ["POST", "GET", "GET", "GET"]
+        assert [asked.method for asked in web.asked] == ["POST", "GET", "GET", "GET", "GET"]
         assert web.asked[-1].path == "/api/v1/namespaces/guest/activations/a1"
 
 
