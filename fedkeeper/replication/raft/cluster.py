@@ -133,7 +133,7 @@ class RaftLog:
                     on_applied=lambda _index, _entry, results: thread.post_later(
                         raft_log._on_applied, node.state, results
                     ),
-                    on_installed=lambda: thread.post(raft_log._on_applied, node.state, ()),
+                    on_installed=lambda _index, state: thread.post(raft_log._on_applied, state, ()),
                     on_change=lambda: thread.post(raft_log._on_change, node.status(), node.failure),
                     snapshot_every=snapshot_every,
                     propose_timeout_s=timeout_s,

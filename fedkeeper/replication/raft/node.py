@@ -59,7 +59,7 @@ class RaftNode(Raft):
         timing: Timing,
         apply: Apply,
         on_applied: OnApplied = lambda _index, _entry, _results: None,
-        on_installed: Callable[[], None] = lambda: None,
+        on_installed: Callable[[int, State], None] = lambda _index, _state: None,
         on_change: Callable[[], None] = lambda: None,
         snapshot_every: int = 10_000,
         propose_timeout_s: float = 10.0,
@@ -68,8 +68,9 @@ class RaftNode(Raft):
         """`members`: all keepers that the cluster begins with, this one included: name -> address.
 
         `on_applied` is called for each entry with its index, its bytes, and its commands with what each did;
-        `on_installed` when a leader's snapshot took the place of the state; `on_change` when role, leader,
-        term, members, connections or `problem` have changed. JournalDamaged if the snapshot cannot be read.
+        `on_installed` with index and state when a leader's snapshot took the place of the state; `on_change`
+        when role, leader, term, members, connections or `problem` have changed. JournalDamaged if the
+        snapshot cannot be read.
         """
         use(clock, chance)
         self.name = name
@@ -390,7 +391,7 @@ class RaftNode(Raft):
     def restored(self, state: State, index: int) -> None:
         """A snapshot's state took the place of the old one."""
         self.applying.restore(state, self.entry(index)[2])
-        self._calls.append(self._on_installed)
+        self.later(lambda: self._on_installed(index, state))
 
     # --- what the library asks ---------------------------------------------------------------------------
 

@@ -224,6 +224,28 @@ def test_an_older_snapshot_changes_nothing() -> None:
     assert follower.state == toy.after(35)
 
 
+def test_a_snapshot_is_told_of_with_its_own_state() -> None:
+    """Also if entries after it came in the same read, and are applied by the end of the turn."""
+    world = World(*KEEPERS, snapshot_every=20)
+    leader = world.start_all()
+    gone = follower_of(world, leader)
+    world.kill(gone)
+    world.commit(leader, *range(1, 61))
+    world.until(lambda: leader.storage.snapshot_index > 20, "a snapshot")
+    world.loses = lambda sender, target, message: target == gone
+    node = world.start(gone)
+    told: list[tuple[int, int]] = []
+    node._on_installed = lambda index, state: told.append((index, toy.count(state)))
+    data, index = leader.storage.snapshot_bytes(), leader.storage.snapshot_index
+    snapshot = {"type": "snapshot", "term": leader.term, "index": index, "offset": 0, "size": len(data)}
+    rest = [leader.entry(after) for after in range(index + 1, leader.last_index + 1)]
+    assert rest
+    after = append(leader, index, rest, commit=leader.commit_index)
+    node.received(leader.name, [{**snapshot, "data": data}, after])
+    assert told == [(index, toy.count(leader.state) - len(rest))]
+    assert [applied for applied, _ in world.applied[gone]] == [one for _, one, _ in rest]
+
+
 def test_a_snapshot_on_its_way_commits_nothing_of_the_keepers_own() -> None:
     """An old leader that comes back behind a shortened log must not acknowledge its lost command."""
     world = World(*KEEPERS, snapshot_every=20)
