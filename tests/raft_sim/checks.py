@@ -144,10 +144,11 @@ class Checks:
                     f"{first} and {command.keeper} were both told that they conduct epoch {epoch}"
                 )
 
-    def caught_up(self, name: str, state: State) -> bool:
-        """Whether this node has applied all there is; its state must then be the one."""
-        if self._applied.get(name, -1) < self.last:
-            return False
+    def has_all(self, name: str) -> bool:
+        """Whether this node has applied all there is."""
+        return self._applied.get(name, -1) >= self.last
+
+    def same(self, name: str, state: State) -> None:
+        """It has applied everything: its state must be the one."""
         if state != self.states[self.last]:
             raise Violation(f"{name} has applied everything and has another state")
-        return True

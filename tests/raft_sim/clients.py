@@ -169,7 +169,7 @@ class Client:
                 ended(outcome, now_maybe)
                 return
             self.world.after(
-                self._chance.uniform(0.01, 0.2),
+                self._chance.uniform(0.01, 0.1),
                 lambda: self._attempt(call, ended, left - 1, maybe=now_maybe),
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 
 from fedkeeper.core.machine import apply
@@ -10,19 +11,19 @@ from fedkeeper.core.model import Applied, Command, State
 from fedkeeper.errors import FedKeeperError, JournalDamaged, JournalError, KeeperStopped
 from fedkeeper.replication import codec
 from fedkeeper.replication.base import LogStatus, Role
+from fedkeeper.replication.raft.library import NEVER
 from fedkeeper.replication.raft.node import TIMINGS, RaftNode
 from fedkeeper.replication.raft.simulated_disk import SimulatedDisk
 from fedkeeper.replication.raft.storage import Storage
 from tests.raft_sim.checks import Checks, Violation
 from tests.raft_sim.disks import HostDisk
+from tests.raft_sim.majorities import Majorities
 from tests.raft_sim.wires import SimulatedNetwork, Wires
 from tests.raft_sim.world import Machine, World
 
 Outcome = Applied | State | FedKeeperError | None
 PROPOSE_TIMEOUT_S = 1.5  # also for those who join
-TICKS = (
-    2.5  # in the time of so many ticks there is one: a quarter of the work, and timers are as good as random
-)
+LATE_TICKS = 1.0  # a timer of its loop comes late by as much of a tick as this, at most
 FOLDER = Path("/keeper")
 
 
@@ -54,6 +55,9 @@ class Host:
         self.machine.when_cut = self._power_went
         self.platter = self._new_platter()
         self.node: RaftNode | None = None
+        self.storage: Storage | None = None  # of the last process, dead or alive; None once it is wiped
+        self.majorities: Majorities | None = None
+        self._wakes_at = inf  # by its clock
         self.wanted = True  # should run; False before it is taken in and after it is let go
         self.whole = True  # nothing that its folder held has been lost, or it has caught up since
         self.open_calls = 0  # of this life, that have not been answered
@@ -99,18 +103,34 @@ class Host:
         except FedKeeperError as exc:
             self._failed(exc)
             return
-        self.node = node
+        self.node, self.storage = node, storage
         self.checks.restored(self.name, node.applied_index, node.state)
+        self._wakes_at = inf
+        node.after_turn = self._after_turn
         node.open()
-        self._tick()
 
-    def _tick(self) -> None:
-        if self.node is not None:
+    def _after_turn(self) -> None:
+        """As `NodeThread` does: sleep until the next thing is due."""
+        node = self.node
+        if node is None:
+            return
+        if node.failure is not None:
+            self.machine.after(0.0, self.observe)
+            return
+        self.observe()
+        due, now = node.next_tick_at(), self.machine.clock()
+        if due == NEVER:
+            due = now + self.timing.tick_s
+        if due < self._wakes_at:
+            self._wakes_at = due
+            late_s = LATE_TICKS * self.timing.tick_s * self.machine.chance.random()
+            self.machine.after(max(0.0, due - now) + late_s, lambda: self._tick(due))
+
+    def _tick(self, due: float) -> None:
+        if self.node is not None and due == self._wakes_at:  # otherwise an earlier timer has taken its place
+            self._wakes_at = inf
             self.node.tick()
-            self.observe()
-            self.machine.after(
-                TICKS * self.timing.tick_s * (0.8 + 0.4 * self.machine.chance.random()), self._tick
-            )
+            self._after_turn()
 
     def kill(self, *, power: bool = False) -> None:
         """kill -9; or, with `power`, a power cut: what was not synced may be lost."""
@@ -161,6 +181,7 @@ class Host:
         assert not self.machine.running
         self.world.tell(f"{self.name}: wiped")
         self.platter = self._new_platter()
+        self.storage = None
         self.whole = False
         self._disk_faulty = False
         self.checks.wiped(self.name)
@@ -234,14 +255,13 @@ class Host:
             if self.node is not None:
                 self.open_calls += 1
                 call(self.node, answer)
-                self.observe()
 
         self.machine.do(act)
 
     # --- what is seen of it ----------------------------------------------------------------------
 
     def observe(self) -> None:
-        """Look at the node after each step."""
+        """Look at the node after each of its turns."""
         if self.node is None:
             return
         if self.node.failure is not None:
@@ -252,7 +272,10 @@ class Host:
             self.node.term,
             Role.LEADER if self.node.leads else Role.FOLLOWER,
         )
-        if not self.whole and self.node.beginning.counts:
+        if self.majorities is not None:
+            self.majorities.check(self.node)
+        identity = self.node.storage.identity
+        if not self.whole and identity.cluster and not identity.newcomer_until:
             self.world.tell(f"{self.name}: has caught up")
             self.checks.seen["wiped keepers that caught up"] += 1
             self.whole = True
@@ -260,8 +283,7 @@ class Host:
     def _applied(self, index: int, entry: bytes, results: Sequence[tuple[Command, Applied]]) -> None:
         self.checks.applied(self.name, index, entry, [command for command, _ in results])
 
-    def _installed(self) -> None:
-        assert self.node is not None
-        self.world.tell(f"{self.name}: took over a snapshot of entry {self.node.applied_index}")
+    def _installed(self, index: int, state: State) -> None:
+        self.world.tell(f"{self.name}: took over a snapshot of entry {index}")
         self.checks.seen["snapshots installed"] += 1
-        self.checks.restored(self.name, self.node.applied_index, self.node.state)
+        self.checks.restored(self.name, index, state)

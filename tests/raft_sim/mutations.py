@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from fedkeeper.core import machine
 from fedkeeper.core.model import Applied, ClaimConductor, PutValue, State, Tick
-from fedkeeper.replication.raft import elections, followers, leading, library, membership, storage
+from fedkeeper.replication.raft import elections, followers, library, membership, storage
 from fedkeeper.replication.raft import node as nodes
 from fedkeeper.replication.raft.beginning import Beginning
 from fedkeeper.replication.raft.contents import Contents
 from fedkeeper.replication.raft.simulated_disk import SimulatedDisk
+from fedkeeper.replication.raft.snapshots import Snapshot
+from tests.patches import Patch, method, replaced, together, value
 from tests.raft_sim import checks, hosts
 
-Mutation = Callable[[], AbstractContextManager[None]]
 
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = owner.__dict__[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _method(owner: type, name: str, make: Callable[[Any], Any]) -> Mutation:
-    """`make` gets the method as it is, and returns it as it shall be."""
-    return lambda: _replaced(owner, name, make(owner.__dict__[name]))
-
-
-def _core(make: Callable[[Any], Any]) -> Mutation:
+def _core(make: Callable[[Any], Any]) -> Patch:
     """Another state machine, for the keepers and for the checks alike: only its rules can tell."""
 
     @contextmanager
     def mutated() -> Iterator[None]:
         apply = make(machine.apply)
-        with _replaced(hosts, "apply", apply), _replaced(checks, "apply", apply):
+        with replaced(hosts, "apply", apply), replaced(checks, "apply", apply):
             yield
 
     return mutated
@@ -121,16 +106,6 @@ def _commit_unread(before: Any) -> Any:
     return on_append
 
 
-def _late_answers_count(before: Any) -> Any:
-    """An acknowledgement of an earlier term is taken for one of this."""
-
-    def is_answer(self: Any, peer: str, message: dict[str, Any]) -> bool:
-        message["term"] = max(message["term"], self._node.term)
-        return bool(before(self, peer, message))
-
-    return is_answer
-
-
 def _any_vote_counts(before: Any) -> Any:
     def on_response_vote(self: Any, peer: str, message: dict[str, Any]) -> None:
         message["term"] = self._node.term
@@ -165,8 +140,8 @@ def _for_anybody() -> Iterator[None]:
         vote(self, peer, {**message, "last_log_index": 2**40, "last_log_term": 2**40})
 
     with (
-        _replaced(elections.Elections, "on_pre_vote", on_pre_vote),
-        _replaced(elections.Elections, "on_request_vote", on_request_vote),
+        replaced(elections.Elections, "on_pre_vote", on_pre_vote),
+        replaced(elections.Elections, "on_request_vote", on_request_vote),
     ):
         yield
 
@@ -179,18 +154,19 @@ def _half_is_enough(before: Any) -> Any:
     return count_for
 
 
-def _older_snapshots(before: Any) -> Any:
+def _takes_any(self: Any, data: bytes, origin: str) -> Any:
     """A snapshot is installed whatever is here already."""
+    return self._files.pending(Snapshot.decode(data, origin))
 
-    def begin_install(self: Any, data: bytes, origin: str) -> Any:
-        commit, self._contents.commit = self._contents.commit, 0
-        base, self._contents.base = self._contents.base, 0
-        try:
-            return before(self, data, origin)
-        finally:
-            self._contents.commit, self._contents.base = commit, base
 
-    return begin_install
+def _puts_any(before: Any) -> Any:
+    """And, as with PySyncObj, nothing else is left of the log."""
+
+    def finish(self: Any, pending: Any) -> bool:
+        self._contents.base, self._contents.entries = 0, []
+        return bool(before(self, pending))
+
+    return finish
 
 
 # --- members and newcomers -----------------------------------------------------------------------------
@@ -206,6 +182,13 @@ def _several_changes(before: Any) -> Any:
         return None if self._node.leads else before(self, members, joining=joining)
 
     return unfit
+
+
+# --- proposals and reads -------------------------------------------------------------------------------
+
+
+def _reads_here(self: Any, done: Any) -> None:
+    self.soon(done, self.state)
 
 
 # --- the state machine ---------------------------------------------------------------------------------
@@ -242,22 +225,24 @@ def _any_version(apply: Any) -> Any:
     return mutated
 
 
-MUTATIONS: Mapping[str, Mutation] = {
-    "no fsync": _method(SimulatedDisk, "sync", lambda _: lambda self, path: None),
-    "sync a little later": _method(storage.Storage, "sync", _synced_a_little_later),
-    "vote not written": _method(storage.Storage, "setCurrentTerm", _vote_not_written),
-    "acknowledge before sync": _method(nodes.RaftNode, "_send", _sent_before_sync),
-    "journal cleared at load": _method(Contents, "go_on_from", _cleared_at_load),
-    "append truncates": _method(followers.Followers, "_take", _cut_what_is_there),
-    "commit unread entries": _method(followers.Followers, "on_append", _commit_unread),
-    "late answers count": _method(leading.Leading, "_is_answer", _late_answers_count),
-    "votes counted twice": _method(elections.Elections, "on_response_vote", _any_vote_counts),
-    "two votes in a term": _method(elections.Elections, "on_request_vote", _votes_again),
+MUTATIONS: Mapping[str, Patch] = {
+    "no fsync": method(SimulatedDisk, "sync", lambda _: lambda self, path: None),
+    "sync a little later": method(storage.Storage, "sync", _synced_a_little_later),
+    "vote not written": method(storage.Storage, "setCurrentTerm", _vote_not_written),
+    "acknowledge before sync": method(nodes.RaftNode, "_send", _sent_before_sync),
+    "journal cleared at load": method(Contents, "go_on_from", _cleared_at_load),
+    "append truncates": method(followers.Followers, "_take", _cut_what_is_there),
+    "commit unread entries": method(followers.Followers, "on_append", _commit_unread),
+    "votes counted twice": method(elections.Elections, "on_response_vote", _any_vote_counts),
+    "two votes in a term": method(elections.Elections, "on_request_vote", _votes_again),
     "vote for anybody": _for_anybody,
-    "one acknowledgement is enough": _method(library.Raft, "count_for", _half_is_enough),
-    "older snapshot taken": _method(storage.Storage, "begin_install", _older_snapshots),
-    "wiped keeper counts": _method(Beginning, "counts", _counts_at_once),
-    "many changes at once": _method(membership.Membership, "_unfit", _several_changes),
+    "one acknowledgement is enough": method(library.Raft, "count_for", _half_is_enough),
+    "older snapshot taken": together(
+        value(storage.Storage, "begin_install", _takes_any), method(storage.Storage, "finish", _puts_any)
+    ),
+    "wiped keeper counts": method(Beginning, "counts", _counts_at_once),
+    "many changes at once": method(membership.Membership, "_unfit", _several_changes),
+    "reads are local": value(nodes.RaftNode, "barrier", _reads_here),
     "no epoch check": _core(_any_epoch),
     "claims not compared": _core(_any_claim),
     "requests forgotten": _core(_forgets_requests),

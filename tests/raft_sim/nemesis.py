@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from tests.raft_sim.checks import Checks
 from tests.raft_sim.hosts import Host, Outcome
@@ -24,8 +25,16 @@ class Nemesis:
         checks: Checks,
         hosts: Mapping[str, Host],
         founders: Sequence[str],
+        *,
+        pace: float = 1.0,
+        only: Collection[str] = (),
     ) -> None:
+        """`pace`: of the keepers' timing. With it all that takes time here is multiplied.
+
+        `only`: names of the faults that may happen; none: all of them.
+        """
         self.world = world
+        self._pace = pace
         self.checks = checks
         self.wires = wires
         self.hosts = hosts
@@ -33,7 +42,7 @@ class Nemesis:
         self.peace = False
         self._chance = world.chance("nemesis")
         self.wires.weather = self._climate = self._draw_climate()
-        self._every_s = self._chance.choice((0.2, 0.5, 1.5))
+        self._every_s = pace * self._chance.choice((0.12, 0.3, 0.7))
         for host in self.hosts.values():
             host.when_gone = partial(self._restart_later, host)
         faults: Sequence[tuple[Fault, float]] = (
@@ -45,18 +54,22 @@ class Nemesis:
             (self._drift, 0.5),
             (self._storm, 1),
             (self._transfer, 1),
+            (self._come_back, 0.3),
             (self._change_members, 1.5),
             (self._wipe, 0.7),
+            (self._wipe_and_behead, 0.5),
             (self._fail_disk, 0.7),
         )
         # Each world has its own taste: some faults often, some never.
         self._faults = [
             (fault, weight * self._chance.choice((0.0, 0.5, 1.0, 1.0, 4.0))) for fault, weight in faults
         ]
+        if only:
+            self._faults = [(fault, 1.0) for fault, _ in faults if fault.__name__.strip("_") in only]
 
     def start(self) -> None:
         """From soon on."""
-        self.world.after(self._chance.uniform(0.3, 2.0), self._next)
+        self._after(self._chance.uniform(0.3, 1.0), self._next)
 
     def make_peace(self) -> None:
         """Everything works again from now on."""
@@ -71,6 +84,13 @@ class Nemesis:
             if host.machine.paused:
                 host.machine.resume()
             if not host.machine.running and host.wanted:
+                host.start()
+        for host in self.members():
+            if (
+                not host.wanted and not host.machine.running
+            ):  # it heard of its removal, and not that it was taken in again
+                host.wipe()
+                host.wanted = True
                 host.start()
 
     def members(self) -> list[Host]:
@@ -88,6 +108,9 @@ class Nemesis:
             faults, weights = zip(*self._faults, strict=True)
             self._chance.choices(faults, weights)[0]()
         self.world.after(self._every_s * self._chance.expovariate(1.0), self._next)
+
+    def _after(self, delay_s: float, event: Callable[[], object]) -> None:
+        self.world.after(self._pace * delay_s, event)
 
     # --- processes -------------------------------------------------------------------------------
 
@@ -114,8 +137,8 @@ class Nemesis:
                 host.kill(power=power)
 
     def _restart_later(self, host: Host) -> None:
-        delay_s = 0.1 if self.peace else self._chance.choice((0.01, 0.3, 2.0, 6.0))
-        self.world.after(delay_s, lambda: self._restart(host))
+        delay_s = 0.1 if self.peace else self._chance.choice((0.01, 0.1, 0.5, 1.5))
+        self._after(delay_s, lambda: self._restart(host))
 
     def _restart(self, host: Host) -> None:
         if host.wanted and not host.machine.running:
@@ -127,7 +150,7 @@ class Nemesis:
             self.world.tell(f"{host.name}: paused")
             host.machine.pause()
             self.checks.seen["pauses"] += 1
-            self.world.after(self._chance.choice((0.05, 0.3, 1.0, 4.0)), lambda: self._resume(host))
+            self._after(self._chance.choice((0.05, 0.3, 0.6, 1.5)), lambda: self._resume(host))
 
     def _resume(self, host: Host) -> None:
         if host.machine.running and host.machine.paused:
@@ -139,15 +162,52 @@ class Nemesis:
 
     # --- disks -----------------------------------------------------------------------------------
 
-    def _wipe(self) -> None:
+    def _may_be_wiped(self, host: Host) -> bool:
         """One folder at a time: nobody's next is lost before the last one is whole again."""
-        if not all(host.whole for host in self.hosts.values()):
+        views = [one.node.membership.members for one in self.hosts.values() if one.node]
+        return (
+            all(one.whole for one in self.hosts.values())
+            and host.status is not None
+            and host.status.commit_index >= 3
+            and min(map(len, views)) >= 3  # of fewer (soon, perhaps), the others are no majority
+        )
+
+    def _wipe(self) -> None:
+        host = self._victim()
+        if self._may_be_wiped(host):
+            host.kill()
+            host.wipe()
+
+    def _wipe_and_behead(self) -> None:
+        """One is cut off for a while; another is wiped; when that comes back, the leader goes."""
+        leaders = [host for host in self.hosts.values() if host.leads()]
+        others = [host for host in self.hosts.values() if host.node is not None and host not in leaders]
+        if len(leaders) != 1 or len(others) < 2:
             return
-        host, views = self._victim(), [one.node.membership.members for one in self.hosts.values() if one.node]
-        if host.status is None or host.status.commit_index < 3 or min(map(len, views)) < 3:
-            return  # of fewer than three (soon, perhaps), the others are no majority
-        host.kill()
-        host.wipe()
+        cut_off, wiped = self._chance.sample(others, 2)
+        self.world.tell(f"{cut_off.name} is cut off, {wiped.name} is wiped, {leaders[0].name} will go")
+        cut = [(cut_off.name, name) for name in self.hosts if name != cut_off.name]
+        self.wires.partition([*cut, *((other, one) for one, other in cut)])
+        draw = self._chance.choice
+
+        def wipe() -> None:
+            if not self.peace and self._may_be_wiped(wiped):
+                wiped.kill()
+                wiped.wipe()
+                self.wires.spies.append(welcomed)
+                wiped.start()
+
+        def welcomed(sender: str, target: str, message: Mapping[str, Any]) -> None:
+            if target == wiped.name and message["type"] == "welcome":
+                self.wires.spies.remove(welcomed)
+                self._after(draw((0.01, 0.1, 0.3)), lambda: behead(self.hosts[sender]))
+
+        def behead(leader: Host) -> None:
+            if not self.peace:
+                leader.kill(power=self._chance.random() < 0.3)
+                self._heal()
+
+        self._after(draw((0.1, 0.3, 0.6)), wipe)
 
     def _fail_disk(self) -> None:
         host = self._victim()
@@ -160,7 +220,7 @@ class Nemesis:
                 host.mend_disk()
                 host.kill()
 
-        self.world.after(self._chance.choice((0.5, 3.0)), mend)
+        self._after(self._chance.choice((0.3, 1.5)), mend)
 
     # --- the network -----------------------------------------------------------------------------
 
@@ -192,7 +252,7 @@ class Nemesis:
         self.wires.partition(sorted(cut))
         self.checks.seen["partitions"] += 1
         if self._chance.random() < 0.8:
-            self.world.after(self._chance.choice((0.2, 1.0, 3.0, 8.0)), self._heal)
+            self._after(self._chance.choice((0.1, 0.4, 1.0, 2.5)), self._heal)
 
     def _heal(self) -> None:
         self.world.tell("the partition heals")
@@ -200,7 +260,7 @@ class Nemesis:
 
     def _storm(self) -> None:
         self.wires.weather = self._draw_climate()
-        self.world.after(self._chance.uniform(0.5, 4.0), self._calm)
+        self._after(self._chance.uniform(0.3, 2.0), self._calm)
 
     def _calm(self) -> None:
         if not self.peace:
@@ -214,7 +274,8 @@ class Nemesis:
             read_s=draw((0.0, 0.001, 0.01)),
             drop=draw((0.0, 0.0, 0.01, 0.1)),
             break_per_s=draw((0.0, 0.0, 0.05, 0.5)),
-            rude=draw((0.0, 0.0, 0.0, 0.05)),
+            rude=draw((0.0, 0.0, 0.05, 0.3)),
+            late_s=self._pace * draw((0.0, 0.1, 2.0)),
         )
 
     # --- leadership and members ------------------------------------------------------------------
@@ -226,6 +287,29 @@ class Nemesis:
                 self.world.tell(f"{host.name}: asked to have {to} lead")
                 host.transfer(to, partial(self._transferred, to))
                 return
+
+    def _come_back(self) -> None:
+        """A leader loses the lead while half a majority still follows it, and gets it again."""
+        leader = next((host for host in self.hosts.values() if host.leads()), None)
+        if leader is None:
+            return
+        others = [name for name, host in self.hosts.items() if host.wanted and host is not leader]
+        self._chance.shuffle(others)
+        away = others[: (len(others) + 1) // 2]
+        stay = [leader.name, *others[len(away) :]]
+        self.world.tell(f"{leader.name} is left alone with {stay[1:]}, and will lead again")
+        self.wires.partition(
+            [pair for one in away for other in stay for pair in ((one, other), (other, one))]
+        )
+
+        def transfer() -> None:
+            for host in self.hosts.values():
+                if host.leads() and host is not leader and not self.peace:
+                    host.transfer(leader.name, partial(self._transferred, leader.name))
+
+        self._after(0.8, self._heal)
+        for wait_s in (0.9, 1.0, 1.2, 1.5):
+            self._after(wait_s, transfer)
 
     def _transferred(self, to: str, outcome: Outcome) -> None:
         self.checks.seen["transfers"] += outcome is None
@@ -252,11 +336,14 @@ class Nemesis:
         if not host.wanted:
             host.kill()
             host.wipe()
+            # Its config names the members that there are: founders that were all removed begin nothing new.
+            assert leader.node is not None
+            host.configured = dict.fromkeys([host.name, *leader.node.membership.members], "")
             host.wanted = True
             if self._chance.random() < 0.9:
                 host.start()
             else:  # it will come late
-                self.world.after(self._chance.uniform(0.5, 3.0), lambda: self._restart(host))
+                self._after(self._chance.uniform(0.3, 1.5), lambda: self._restart(host))
         self.world.tell(f"{leader.name}: asked to take {host.name} in")
         leader.add(host.name, lambda outcome: self._was_changed(f"{host.name} in", outcome))
 

@@ -12,7 +12,7 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -42,9 +42,11 @@ def be_quiet() -> None:
     )
 
 
-def one(seed: int, *, seconds: float | None = None, mutation: str = "") -> Result | Failure:
+def one(
+    seed: int, *, seconds: float | None = None, mutation: str = "", only: Collection[str] = ()
+) -> Result | Failure:
     """Run one world."""
-    simulation = Simulation(seed, seconds=seconds)
+    simulation = Simulation(seed, seconds=seconds, only=only)
     try:
         with MUTATIONS[mutation]() if mutation else contextlib.nullcontext():
             return simulation.run()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedkeeper.core.model import PutValue
+from fedkeeper.replication.raft.timing import TIMINGS
 from tests.linearizability import check
 from tests.raft_sim.checks import Checks, Violation
 from tests.raft_sim.clients import Client, histories
 from tests.raft_sim.hosts import Host, Outcome
+from tests.raft_sim.majorities import Majorities
 from tests.raft_sim.nemesis import Nemesis
 from tests.raft_sim.wires import Wires
 from tests.raft_sim.world import World
@@ -31,18 +34,19 @@ class Result:
 class Simulation:
     """`run()` raises Violation, NotLinearizable, or returns what happened."""
 
-    def __init__(self, seed: int, *, seconds: float | None = None) -> None:
+    def __init__(self, seed: int, *, seconds: float | None = None, only: Collection[str] = ()) -> None:
         self.world = World(seed)
         self.chance = chance = self.world.chance("simulation")
-        self.seconds = chance.uniform(6.0, 30.0) if seconds is None else seconds
         self.checks = Checks()
         self.wires = Wires(self.world)
-        self.wires.spies.append(self.checks.said)
+        self.wires.spies += [self.checks.said, self._no_vote_of_one_that_forgot]
         count = chance.choices((1, 2, 3, 4, 5, 7), (2, 2, 50, 6, 36, 4))[0]
         founders = [f"k{number}" for number in range(1, count + 1)]
         spares = [f"k{number}" for number in range(count + 1, count + 1 + chance.choice((0, 1, 2)))]
-        timing = chance.choices(("fast", "steady", "patient"), (2, 6, 1))[0]
-        snapshot_every = chance.choice((20, 50, 200))
+        timing = chance.choices(("fast", "steady", "patient"), (4, 6, 1))[0]
+        self.pace = TIMINGS[timing].silence_max_s / TIMINGS["steady"].silence_max_s
+        self.seconds = self.pace * (chance.uniform(3.0, 7.0) if seconds is None else seconds)
+        snapshot_every = chance.choice((5, 20, 80))
         self.hosts = {
             name: Host(
                 self.world,
@@ -55,13 +59,21 @@ class Simulation:
             )
             for name in (*founders, *spares)
         }
+        for host in self.hosts.values():
+            host.majorities = Majorities(self.hosts)
         for name in spares:
             self.hosts[name].wanted = False
         self.clients = [
             Client(self.world, self.checks, self.hosts, f"c{number}")
             for number in range(chance.choice((1, 2, 3, 5)))
         ]
-        self.nemesis = Nemesis(self.world, self.wires, self.checks, self.hosts, founders)
+        self.nemesis = Nemesis(
+            self.world, self.wires, self.checks, self.hosts, founders, pace=self.pace, only=only
+        )
+
+    def _no_vote_of_one_that_forgot(self, sender: str, _target: str, message: Mapping[str, Any]) -> None:
+        if message["type"] in ("request_vote", "response_vote") and not self.hosts[sender].whole:
+            raise Violation(f"{sender} votes in term {message['term']}, and has yet to catch up")
 
     def run(self) -> Result:
         """Faults for `seconds`, then peace; then every rule must hold."""
@@ -69,7 +81,7 @@ class Simulation:
             if host.wanted:
                 self.world.after(self.chance.uniform(0.0, 0.3), host.start)
         for client in self.clients:
-            client.pause_s = self.chance.choice((0.02, 0.05, 0.2))
+            client.pause_s = self.pace * self.chance.choice((0.01, 0.03, 0.1))
             client.start()
         self.nemesis.start()
         self.world.run(self.seconds)
@@ -114,7 +126,9 @@ class Simulation:
         self._must(
             "everybody has applied everything",
             lambda: all(
-                host.node is not None and self.checks.caught_up(host.name, host.node.state)
-                for host in self.nemesis.members()
+                host.node is not None and self.checks.has_all(host.name) for host in self.nemesis.members()
             ),
         )
+        for host in self.nemesis.members():
+            assert host.node is not None
+            self.checks.same(host.name, host.node.state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,7 +22,19 @@ from tests.raft_sim.world import Machine, World
 RETRY_S = 0.1  # between two attempts to connect
 HANDSHAKE_S = 1.0  # until an attempt is given up
 UNNOTICED_S = 2.0  # how long an end may hold on to a connection that the other end has lost
-ONCE = ("forward", "refused")  # a proposal that came twice would be two: there the promise is needed
+# Of these Raft asks no more than a bad network gives; a proposal that came twice would be two.
+RAFTS = frozenset(
+    (
+        "append",
+        "appended",
+        "snapshot",
+        "snapshot_ack",
+        "pre_vote",
+        "pre_vote_answer",
+        "request_vote",
+        "response_vote",
+    )
+)
 Spy = Callable[[str, str, Mapping[str, Any]], None]  # sender, target, message
 
 
@@ -35,6 +48,7 @@ class Weather:
     drop: float = 0.0  # part of the messages that a full queue drops
     break_per_s: float = 0.0  # of each connection
     rude: float = 0.0  # part of Raft's own messages that come twice: more than a Network may do
+    late_s: float = 0.0  # after which the second comes, at most, with others before it
 
 
 @dataclass
@@ -97,7 +111,9 @@ class Connection:
         )
 
     def message(self, sender: str, data: bytes) -> None:
-        """Carry a message."""
+        """Carry a message, if this end is still open."""
+        if self.ends[sender].closed:
+            return
         target = self.ends[self.other(sender)]
         self.carry(sender, lambda: self._arrive(target, data))
 
@@ -211,14 +227,15 @@ class SimulatedNetwork:
         connection = self._links.get(peer)
         if connection is None or not connection.ends[name].up:
             return
-        for spy in self.wires.spies:
+        for spy in tuple(self.wires.spies):
             spy(name, peer, message)
         chance = self.wires.link_chance(name, peer)
         if chance.random() < weather.drop:
             return
         connection.message(name, data)
-        if weather.rude and message["type"] not in ONCE and chance.random() < weather.rude:
-            connection.message(name, data)
+        if weather.rude and message["type"] in RAFTS and chance.random() < weather.rude:
+            late_s = weather.late_s * chance.random()
+            self.wires.world.after(late_s, partial(connection.message, name, data))
 
     def flush(self) -> None:
         """Everything is on its way already."""

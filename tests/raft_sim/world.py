@@ -15,6 +15,7 @@ from collections.abc import Callable
 from fedkeeper.replication.raft.simulated_disk import PowerCut
 
 Event = Callable[[], object]
+LOOK_S = 0.02  # between two looks at whether what is waited for has come
 STORY_LINES = 400  # the last events, kept for whoever reads a failure
 
 
@@ -38,10 +39,13 @@ class World:
         heapq.heappush(self._planned, (self.now + max(delay_s, 0.0), next(self._order), event))
 
     def run(self, until_s: float, *, done: Callable[[], bool] | None = None) -> bool:
-        """Let time pass until `until_s`, or until `done`; return whether `done`."""
+        """Let time pass until `until_s`, or until `done`, asked now and then; return whether `done`."""
+        look_at = self.now
         while self._planned and self._planned[0][0] <= until_s:
-            if done is not None and done():
-                return True
+            if done is not None and self.now >= look_at:
+                if done():
+                    return True
+                look_at = self.now + LOOK_S
             self.now, _, event = heapq.heappop(self._planned)
             self.events += 1
             event()
