@@ -38,7 +38,7 @@ from fedkeeper.weights.mongo import MongoUpdates
 from fedkeeper.wiring.clusters import Clusters, open_clusters
 from fedkeeper.wiring.deploying import RunDeployer
 from fedkeeper.wiring.keeping import keep_open
-from fedkeeper.wiring.probing import open_probing
+from fedkeeper.wiring.probing import Probing, open_probing
 from fedkeeper.wiring.reporting import RunReports
 from fedkeeper.wiring.session import open_store_address
 from fedkeeper.wiring.submitting import Submission, check_submission, submission
@@ -80,33 +80,11 @@ async def open_keeper(
         logs.to_folders(experiment.logs.folder, own=folder / "events.jsonl", keeper=name)
         listener = listen(*api_bind)
         stack.callback(listener.close)
-        clock = SystemClock()
         raft_log, raft_address = await _open_log(
             experiment, name, secret=secret, resolve=resolve, bind=raft_bind, stack=stack
         )
         address, clusters = await _open_services(experiment, stack)
-        store = MongoUpdates(address)
-        stack.push_async_callback(store.close)
-        limits = experiment.limits
-        tools = Tools(
-            store=store,
-            invoker=Invoker(
-                providers=clusters.providers,
-                store=store,
-                clock=clock,
-                in_flight_max=experiment.in_flight_max,
-                platform_wait_s=limits.platform_wait_s,
-            ),
-            deployer=RunDeployer(experiment=experiment, clusters=clusters, store=address),
-            reports=RunReports(experiment=experiment, providers=clusters.providers),
-            clock=clock,
-            pace=Pace(
-                poll_min_s=limits.poll_interval_s,
-                poll_max_s=limits.poll_interval_max_s,
-                follow_s=limits.activations_interval_s,
-                keep_rounds=limits.keep_rounds,
-            ),
-        )
+        tools = _tools(experiment, address, clusters, stack)
         conducting = Conducting(
             keeper=name,
             log=raft_log,
@@ -118,37 +96,69 @@ async def open_keeper(
         control = KeeperControl(
             log=raft_log,
             conducting=conducting,
-            store=store,
+            store=tools.store,
             check=lambda spec, fingerprint: check_submission(experiment, spec, fingerprint),
             config=experiment.redacted(),
-            clock=clock,
+            clock=tools.clock,
         )
         api = await stack.enter_async_context(
-            open_api(raft_log, control, listener, settings=_api_settings(experiment), clock=clock)
+            open_api(raft_log, control, listener, settings=_api_settings(experiment), clock=tools.clock)
         )
-        keep_open(stack, _prepare_store(store))
+        keep_open(stack, _prepare_store(tools.store))
         probing = await stack.enter_async_context(open_probing(experiment, name))
         keeper = Keeper(
             name=name,
             log=raft_log,
             conducting=conducting,
-            measuring=Measuring(
-                keeper=name,
-                log=raft_log,
-                providers=tools.invoker.providers,
-                probe=probing.healthy,
-                every_s=experiment.keepers.measure_s,
-                eager=experiment.keepers.placement == "latency",
-                clock=clock,
-            ),
-            belonging=Belonging(log=raft_log, ask=partial(probing.said, raft_log), clock=clock),
-            clock=clock,
+            measuring=_measuring(experiment, name, raft_log, tools, probing),
+            belonging=Belonging(log=raft_log, ask=partial(probing.said, raft_log), clock=tools.clock),
+            clock=tools.clock,
             api_url=(api_url or api.url).rstrip("/"),
             raft_address=raft_address,
         )
         keeper.start()
         stack.push_async_callback(keeper.close)
         yield keeper
+
+
+def _tools(experiment: Experiment, address: StoreAddress, clusters: Clusters, stack: AsyncExitStack) -> Tools:
+    """What this keeper acts with when it conducts."""
+    limits, clock = experiment.limits, SystemClock()
+    store = MongoUpdates(address)
+    stack.push_async_callback(store.close)
+    return Tools(
+        store=store,
+        invoker=Invoker(
+            providers=clusters.providers,
+            store=store,
+            clock=clock,
+            in_flight_max=experiment.in_flight_max,
+            platform_wait_s=limits.platform_wait_s,
+        ),
+        deployer=RunDeployer(experiment=experiment, clusters=clusters, store=address),
+        reports=RunReports(experiment=experiment, providers=clusters.providers),
+        clock=clock,
+        pace=Pace(
+            poll_min_s=limits.poll_interval_s,
+            poll_max_s=limits.poll_interval_max_s,
+            follow_s=limits.activations_interval_s,
+            keep_rounds=limits.keep_rounds,
+        ),
+    )
+
+
+def _measuring(
+    experiment: Experiment, name: str, raft_log: RaftLog, tools: Tools, probing: Probing
+) -> Measuring:
+    return Measuring(
+        keeper=name,
+        log=raft_log,
+        providers=tools.invoker.providers,
+        probe=probing.healthy,
+        every_s=experiment.keepers.measure_s,
+        eager=experiment.keepers.placement == "latency",
+        clock=tools.clock,
+    )
 
 
 async def _open_services(experiment: Experiment, stack: AsyncExitStack) -> tuple[StoreAddress, Clusters]:

@@ -95,7 +95,12 @@ def routes(
     keepers: KeeperRoutes, runs: RunRoutes, kv: Dictionary, events: Events, document: Handler
 ) -> tuple[Route, ...]:
     """All routes."""
-    return (*_of_dictionary(kv), *_of_runs(runs, events), *_of_keepers(keepers, document))
+    return (
+        *_of_dictionary(kv),
+        *_of_runs(runs, events),
+        *_of_cluster(keepers, document),
+        *_of_members(keepers),
+    )
 
 
 def _of_dictionary(kv: Dictionary) -> tuple[Route, ...]:
@@ -226,7 +231,7 @@ def _of_runs(runs: RunRoutes, events: Events) -> tuple[Route, ...]:
     )
 
 
-def _of_keepers(keepers: KeeperRoutes, document: Handler) -> tuple[Route, ...]:
+def _of_cluster(keepers: KeeperRoutes, document: Handler) -> tuple[Route, ...]:
     return (
         Route(
             method="GET",
@@ -263,6 +268,19 @@ def _of_keepers(keepers: KeeperRoutes, document: Handler) -> tuple[Route, ...]:
             needs=READER,
             answers={200: dict[str, Any]},
         ),
+        Route(
+            method="GET",
+            path="/v1/openapi.json",
+            handler=document,
+            about="This document",
+            needs=Access.NOBODY,
+            answers={200: dict[str, Any]},
+        ),
+    )
+
+
+def _of_members(keepers: KeeperRoutes) -> tuple[Route, ...]:
+    return (
         Route(
             method="POST",
             path="/v1/conductor",
@@ -305,14 +323,6 @@ def _of_keepers(keepers: KeeperRoutes, document: Handler) -> tuple[Route, ...]:
             answers={200: schemas.Members},
             errors=(409,),
             leader=True,
-        ),
-        Route(
-            method="GET",
-            path="/v1/openapi.json",
-            handler=document,
-            about="This document",
-            needs=Access.NOBODY,
-            answers={200: dict[str, Any]},
         ),
     )
 
