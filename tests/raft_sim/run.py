@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, required=True, help="how many worlds")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--seconds", type=float, help="simulated, of faults; default: drawn, 20 to 60")
+    parser.add_argument("--seconds", type=float, help="of faults, in steady timing; default: 3 to 7")
     parser.add_argument("--mutation", default="", choices=("", *MUTATIONS), help="break the code like this")
     options = parser.parse_args()
     began, failed, done = time.monotonic(), 0, 0
