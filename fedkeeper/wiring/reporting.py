@@ -80,15 +80,16 @@ class RunReports:
 
         files = self._files(run)
         self._rounds(run)
-        log.info(
-            "run ended",
-            run=run.spec.run,
-            phase=str(run.phase),
-            rounds=len(run.history),
-            reason=run.reason,
-        )
         self._reports.pop(run.spec.run, None)
         path = files.folder / "model.safetensors"
+        if not path.exists():  # or an earlier conductor has said so
+            log.info(
+                "run ended",
+                run=run.spec.run,
+                phase=str(run.phase),
+                rounds=len(run.history),
+                reason=run.reason,
+            )
         if run.history and run.weights is not None and not path.exists():
             await write_model(self.experiment, run.spec.run, run.weights, path)
             log.info("model written", run=run.spec.run, path=str(path))

@@ -143,3 +143,20 @@ def test_rounds_and_failures_are_events_whoever_looks(tmp_path: Path):
     assert [one["round"] for one in found if one["event"] == "round finished"] == [1, 2, 3]
     [failed] = [one for one in found if one["event"] == "attempt failed"]
     assert (failed["key"], failed["reason"], failed["keeper"]) == ("small-1/r2/client_3/a0", "bad rows", "k1")
+
+
+async def test_the_end_of_a_run_is_said_once(tmp_path: Path):
+    """The next conductor reports a run that has just ended once more: its model is there."""
+    config = experiment(tmp_path, {"logs.folder": str(tmp_path / "logs")})
+    spec = submission(config, "small-1").spec
+    run = Run(spec=spec, phase=Phase.FAILED, round=1, weights=None, history=(committed(1),), reason="too few")
+    logs.set_up()
+    try:
+        logs.to_folders(config.logs.folder, own=tmp_path / "own.jsonl", keeper="k1")
+        await RunReports(experiment=config, providers={}).ended(run)
+        (config.logs.folder / "small-1" / "model.safetensors").touch()
+        await RunReports(experiment=config, providers={}).ended(run)
+    finally:
+        logs.tear_down()
+    [ended_] = [one for one in events_of(config.logs.folder) if one["event"] == "run ended"]
+    assert (ended_["phase"], ended_["rounds"], ended_["reason"]) == ("failed", 1, "too few")
