@@ -27,6 +27,7 @@ import requests
 import yaml
 from pymongo import MongoClient
 
+from benchmarks.starter import Forked, Starter
 from fedkeeper.core.model import Run
 from fedkeeper.fabric.launch import open_fabric
 from fedkeeper.runtime import mongo
@@ -108,7 +109,7 @@ class KeeperProcess:
     name: str
     number: int
     lab: Lab
-    process: subprocess.Popen[bytes] | None = None
+    process: Forked | None = None
 
     @property
     def host(self) -> str:
@@ -127,20 +128,11 @@ class KeeperProcess:
 
     def start(self) -> None:
         """Run `main.py -k`; its output goes to <folder>/<name>.out."""
-        with (self.lab.folder / f"{self.name}.out").open("ab") as out:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    str(REPOSITORY / "main.py"),
-                    "-c",
-                    str(self.lab.config_path),
-                    "-k",
-                    self.name,
-                ],
-                cwd=self.lab.folder,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+        self.process = self.lab.starter.start(
+            ["-c", str(self.lab.config_path), "-k", self.name],
+            folder=self.lab.folder,
+            output=self.lab.folder / f"{self.name}.out",
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; after SIGKILL wait for its end."""
@@ -190,6 +182,8 @@ class Lab:
         self.config_path.write_text(yaml.safe_dump(self._config(), sort_keys=False))
         with asyncio.Runner() as runner:
             stack = AsyncExitStack()
+            self.starter = Starter()
+            stack.callback(self.starter.close)
             try:
                 runner.run(self._open_services(stack))
                 for keeper in self.keepers:
