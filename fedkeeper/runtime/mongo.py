@@ -90,8 +90,8 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
     options: dict[str, Any] = {
         "host": [host.strip() for host in address.hosts.split(",")],
         "serverSelectionTimeoutMS": round(1000 * min(_SELECTION_TIMEOUT_S, max(address.wait_s, 0.1))),
-        "connectTimeoutMS": min(5_000, _answer_ms(address)),
-        "socketTimeoutMS": _answer_ms(address),
+        "connectTimeoutMS": min(5_000, answer_ms(address)),
+        "socketTimeoutMS": answer_ms(address),
         "waitQueueTimeoutMS": 10_000,
         "heartbeatFrequencyMS": 2_000,  # how soon a store that hangs is noticed
         "maxPoolSize": 20,
@@ -113,7 +113,8 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
     return options
 
 
-def _answer_ms(address: StoreAddress) -> int:
+def answer_ms(address: StoreAddress) -> int:
+    """How long one answer may take, before the store counts as away."""
     least, most = _SOCKET_TIMEOUT_S
     return round(1000 * min(most, max(least, address.wait_s)))
 
@@ -124,7 +125,7 @@ def database_options(address: StoreAddress) -> dict[str, Any]:
         "codec_options": CodecOptions(tz_aware=True),
         "read_preference": ReadPreference.PRIMARY,
         "read_concern": ReadConcern("majority"),
-        "write_concern": WriteConcern(w="majority", j=True, wtimeout=_answer_ms(address)),
+        "write_concern": WriteConcern(w="majority", j=True, wtimeout=answer_ms(address)),
     }
 
 

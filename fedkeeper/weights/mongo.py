@@ -8,20 +8,24 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import structlog
 from bson import ObjectId
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.errors import PyMongoError
+from pymongo.errors import NetworkTimeout, PyMongoError
 
 from fedkeeper.errors import StoreRefused
 from fedkeeper.runtime import mongo
 from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.runtime.wire import Claim, Outcome
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 _Document = dict[str, Any]
 _BATCH = 500
+HUNG_S = 2.0  # beyond the driver's own limit for an answer
 
 
 class MongoUpdates:
@@ -30,6 +34,11 @@ class MongoUpdates:
     def __init__(self, address: StoreAddress) -> None:
         """Returns at once: the first use connects. StoreRefused for an address that makes no sense."""
         self._address = address
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self._open()
+
+    def _open(self) -> None:
+        address = self._address
         try:
             self._client: AsyncMongoClient[_Document] = AsyncMongoClient(**mongo.client_options(address))
         except (PyMongoError, ValueError) as exc:
@@ -68,12 +77,12 @@ class MongoUpdates:
 
     async def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
         """What became of `keys`, as far as it is known: one query however many there are."""
-        found = await self._find(self._outcomes, keys)
+        found = await self._find(lambda: self._outcomes, keys)
         return {key: mongo.outcome_of(document) for key, document in found.items()}
 
     async def claims(self, keys: Collection[str]) -> dict[str, Claim]:
         """Who works, or worked, on `keys`: one query however many there are."""
-        found = await self._find(self._claims, keys)
+        found = await self._find(lambda: self._claims, keys)
         return {key: mongo.claim_of(document) for key, document in found.items()}
 
     async def prune(self, run: str, *, before_round: int) -> int:
@@ -97,18 +106,20 @@ class MongoUpdates:
 
     async def close(self) -> None:
         """Give the connections back."""
+        for closing in self._abandoned:
+            closing.cancel()
         await self._client.close()
 
     async def _find(
-        self, collection: AsyncCollection[_Document], keys: Collection[str]
+        self, collection: Callable[[], AsyncCollection[_Document]], keys: Collection[str]
     ) -> dict[str, _Document]:
         if not keys:
             return {}
 
         async def act() -> list[_Document]:
-            return await collection.find({"_id": {"$in": list(keys)}}).to_list()
+            return await collection().find({"_id": {"$in": list(keys)}}).to_list()
 
-        found = await self._patiently("looking for updates", act)
+        found = await self._patiently("looking for updates", lambda: self._in_time(act))
         return {document["_id"]: document for document in found}
 
     async def _delete(self, old: _Document, old_objects: _Document) -> int:
@@ -166,6 +177,25 @@ class MongoUpdates:
         for start in range(0, len(orphans), _BATCH):
             await self._chunks.delete_many({"files_id": {"$in": orphans[start : start + _BATCH]}})
         return count + len(orphans)
+
+    async def _in_time(self, act: Callable[[], Awaitable[T]]) -> T:
+        """What `act` returns; a call that the driver's own limits do not end is given up, with its client.
+
+        A conductor was once seen to wait for a minute in a call like this one, after others of it had been
+        cancelled while they connected. With a new client the next try is as good as the first.
+        """
+        limit_s = mongo.answer_ms(self._address) / 1000 + HUNG_S
+        try:
+            async with asyncio.timeout(limit_s):
+                with _cancellation_kept():
+                    return await act()
+        except TimeoutError as exc:
+            log.warning("the store's driver does not answer, it is opened anew", seconds=limit_s)
+            closing = asyncio.create_task(self._client.close())
+            self._abandoned.add(closing)
+            closing.add_done_callback(self._abandoned.discard)
+            self._open()
+            raise NetworkTimeout(f"no answer, and no error, in {limit_s:g} s") from exc
 
     async def _patiently(self, what: str, act: Callable[[], Awaitable[T]]) -> T:
         patience = mongo.Patience(self._address, what)

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from bson import ObjectId
+from pymongo.asynchronous.cursor import AsyncCursor
 
 from fedkeeper.errors import ObjectDamaged, StoreRefused, StoreUnavailable
 from fedkeeper.runtime import wire
@@ -256,3 +257,22 @@ async def test_a_query_can_be_cancelled_while_the_store_is_away(address):
     await asyncio.wait({query}, timeout=5)
     assert query.cancelled()
     await updates.close()
+
+
+async def test_a_call_that_the_driver_never_ends_is_given_up(address, monkeypatch):
+    """A call that the driver lost, without an error, costs its time limit; with a new client it succeeds."""
+    real, calls = AsyncCursor.to_list, []
+
+    async def lost_once(self, length=None):
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.get_running_loop().create_future()
+        return await real(self, length)
+
+    monkeypatch.setattr(AsyncCursor, "to_list", lost_once)
+    store = MongoUpdates(replace(address, wait_s=0.5))
+    first = store._client
+    async with asyncio.timeout(30):
+        assert await store.outcomes(["a/r1/c/a0"]) == {}
+    assert store._client is not first
+    await store.close()
