@@ -31,14 +31,19 @@ class Measurement:
 
 
 MEASUREMENTS: Final = (
-    Measurement("Commands", ("commands", "--seconds", "3"), 60),
-    Measurement("HTTP API", ("api", "--seconds", "2"), 60),
-    Measurement("Idle, 3 keepers", ("idle", "--keepers", "3", "--seconds", "30"), 50),
-    Measurement("Leader killed", ("failover", "--nodes", "3,5", "--times", "100", "--faults", "kill"), 240),
+    Measurement("Commands", ("commands", "--seconds", "2"), 50),
+    Measurement("HTTP API", ("api", "--seconds", "1.5"), 45),
+    Measurement("Idle", ("idle", "--keepers", "3", "--seconds", "25"), 40),
+    Measurement(
+        "Leader of five killed", ("failover", "--nodes", "5", "--times", "100", "--faults", "kill"), 130
+    ),
+    Measurement(
+        "Leader of three killed", ("failover", "--nodes", "3", "--times", "100", "--faults", "kill"), 90
+    ),
     Measurement(
         "Leader frozen, cut off",
-        ("failover", "--nodes", "3,5", "--times", "40", "--faults", "freeze,partition"),
-        150,
+        ("failover", "--nodes", "3,5", "--times", "20", "--faults", "freeze,partition"),
+        65,
     ),
 )
 
