@@ -181,8 +181,8 @@ class MongoUpdates:
     async def _in_time(self, act: Callable[[], Awaitable[T]]) -> T:
         """What `act` returns; a call that the driver's own limits do not end is given up, with its client.
 
-        A conductor was once seen to wait for a minute in a call like this one, after others of it had been
-        cancelled while they connected. With a new client the next try is as good as the first.
+        A conductor was once seen to stand still for a minute, perhaps in such a call: others had been
+        cancelled before while they connected. With a new client the next try is as good as the first.
         """
         limit_s = mongo.answer_ms(self._address) / 1000 + HUNG_S
         try:
