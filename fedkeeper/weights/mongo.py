@@ -185,16 +185,18 @@ class MongoUpdates:
         cancelled before while they connected. With a new client the next try is as good as the first.
         """
         limit_s = mongo.answer_ms(self._address) / 1000 + HUNG_S
+        client = self._client
         try:
             async with asyncio.timeout(limit_s):
                 with _cancellation_kept():
                     return await act()
         except TimeoutError as exc:
-            log.warning("the store's driver does not answer, it is opened anew", seconds=limit_s)
-            closing = asyncio.create_task(self._client.close())
-            self._abandoned.add(closing)
-            closing.add_done_callback(self._abandoned.discard)
-            self._open()
+            if self._client is client:  # else another call has opened it anew already
+                log.warning("the store's driver does not answer, it is opened anew", seconds=limit_s)
+                self._open()
+                closing = asyncio.create_task(_close_later(client, limit_s))
+                self._abandoned.add(closing)
+                closing.add_done_callback(self._abandoned.discard)
             raise NetworkTimeout(f"no answer, and no error, in {limit_s:g} s") from exc
 
     async def _patiently(self, what: str, act: Callable[[], Awaitable[T]]) -> T:
@@ -206,6 +208,12 @@ class MongoUpdates:
             except (PyMongoError, BSONError) as exc:
                 pause_s = patience.pause_after(exc)
             await asyncio.sleep(pause_s)
+
+
+async def _close_later(client: AsyncMongoClient[_Document], delay_s: float) -> None:
+    """Close it, once what else was under way on it has ended as well."""
+    await asyncio.sleep(delay_s)
+    await client.close()
 
 
 @contextlib.contextmanager
