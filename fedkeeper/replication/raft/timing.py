@@ -19,6 +19,6 @@ class Timing:
 
 TIMINGS: Final[Mapping[str, Timing]] = {
     "fast": Timing(silence_min_s=0.05, silence_max_s=0.1, heartbeat_s=0.015, tick_s=0.005),
-    "steady": Timing(silence_min_s=0.15, silence_max_s=0.3, heartbeat_s=0.03, tick_s=0.01),
+    "steady": Timing(silence_min_s=0.15, silence_max_s=0.3, heartbeat_s=0.045, tick_s=0.01),
     "patient": Timing(silence_min_s=1.0, silence_max_s=2.0, heartbeat_s=0.2, tick_s=0.05),
 }
