@@ -207,7 +207,7 @@ class Engine:
             self._finish(exc)
 
     def _finish(self, exc: BaseException) -> None:
-        if isinstance(exc, BaseExceptionGroup):
+        while isinstance(exc, BaseExceptionGroup):
             exc = exc.exceptions[0]
         if self._end is not None and not self._end.done():
             self._end.set_exception(exc)

@@ -1,6 +1,7 @@
 """Looking after what is under way: at the store, at the platforms, at the clock, in this order.
 
-The order matters: after a pause, what is in the store counts before time makes anybody silent.
+The order matters: after a pause, what is in the store counts before time makes anybody silent. A platform
+that does not answer holds up neither what the others say nor what is in the store.
 """
 
 from __future__ import annotations
@@ -55,16 +56,18 @@ class Watch:
         self._clock = clock
         self._pace = pace
         self._followed_ms = 0
+        self._followed: dict[str, asyncio.Task[None]] = {}  # the question under way, by cluster
 
     async def run(self) -> None:
         """Look more often while things move; not at all while nothing is outstanding."""
         wait_s = self._pace.poll_min_s
-        while True:
-            moved = await self._collect()
-            moved += await self._follow()
-            moved += await self._tick()
-            wait_s = self._pace.poll_min_s if moved else min(wait_s * 1.5, self._pace.poll_max_s)
-            await self._pause(wait_s)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                moved = await self._collect()
+                self._follow(group)
+                moved += await self._tick()
+                wait_s = self._pace.poll_min_s if moved else min(wait_s * 1.5, self._pace.poll_max_s)
+                await self._pause(wait_s)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but not past the next deadline, and not if something to wait for has just appeared."""
@@ -104,32 +107,36 @@ class Watch:
             # It would come up, and be rejected, at every look: it is a failed attempt.
             await self._proposer.failed(key, applied.rejected)
 
-    async def _follow(self) -> int:
-        """Ask the platforms what has ended: an activation that left no outcome in the store has failed."""
+    def _follow(self, group: asyncio.TaskGroup) -> None:
+        """Ask each platform what has ended, if it has answered the last time."""
         now_ms = self._proposer.now_ms()
         if now_ms - self._followed_ms < self._pace.follow_s * 1000:
-            return 0
+            return
         self._followed_ms = now_ms
         by_cluster: dict[str, dict[str, Attempt]] = {}
         for run, attempt in outstanding(self._proposer.state):
             if attempt.activation_id:
                 by_cluster.setdefault(invoked_on(run, attempt)[0], {})[attempt.activation_id] = attempt
-        ended = 0
         for cluster, attempts in by_cluster.items():
-            since_ms = min(attempt.sent_ms for attempt in attempts.values()) - CLOCK_SKEW_MS
-            try:
-                records = await self._providers[cluster].ended(attempts.keys(), since_ms=since_ms)
-            except ProviderError as exc:
-                log.warning("could not follow up", cluster=cluster, problem=str(exc))
-                continue
-            ended += await self._settle((attempts[one], record) for one, record in records.items())
-        return ended
+            asked = self._followed.get(cluster)
+            if asked is None or asked.done():
+                self._followed[cluster] = group.create_task(self._follow_up(cluster, attempts))
 
-    async def _settle(self, ended: Iterable[tuple[Attempt, Activation]]) -> int:
+    async def _follow_up(self, cluster: str, attempts: Mapping[str, Attempt]) -> None:
+        """An activation that has ended and left no outcome in the store has failed."""
+        since_ms = min(attempt.sent_ms for attempt in attempts.values()) - CLOCK_SKEW_MS
+        try:
+            records = await self._providers[cluster].ended(attempts.keys(), since_ms=since_ms)
+        except ProviderError as exc:
+            log.warning("could not follow up", cluster=cluster, problem=str(exc))
+            return
+        await self._settle((attempts[one], record) for one, record in records.items())
+
+    async def _settle(self, ended: Iterable[tuple[Attempt, Activation]]) -> None:
         """Activations that have ended: what they published counts, silence is failure."""
         over = {attempt.key: record for attempt, record in ended}
         if not over:
-            return 0
+            return
         # Asked after the end was seen: a function publishes before it returns.
         outcomes = await self._store.outcomes(over.keys())
         claims = await self._store.claims([key for key in over if key not in outcomes])
@@ -142,7 +149,6 @@ class Watch:
                 continue
             reason = record.reason or f"ended ({record.status}) and left no result"
             await self._proposer.failed(key, reason)
-        return len(over)
 
     async def _tick(self) -> int:
         due_ms = next_due_ms(self._proposer.state)

@@ -55,6 +55,16 @@ async def test_a_function_that_returns_without_a_result_has_failed(world: World)
     assert "left no result" in failed.reason
 
 
+async def test_a_platform_that_does_not_say_what_has_ended_holds_up_nothing(world: World):
+    """What functions published is taken in, and deadlines pass, while the question for records is open."""
+    world.platform.mute = True
+    world.platform.behave["exp-1/r1/client_0/a0"] = lambda _: None
+    await world.submit(spec(client_timeout_ms=200))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert "exp-1/r1/client_0/a1" in world.platform.worked
+
+
 async def test_a_silent_client_is_invoked_again_when_its_time_is_up(world: World):
     """A hanging function costs its deadline, not the run."""
     world.platform.behave["exp-1/r1/client_0/a0"] = lambda _: None

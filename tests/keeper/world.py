@@ -63,6 +63,7 @@ class Platform:
         self.worked: list[str] = []  # keys that were claimed, so that work was done for them
         self.behave: dict[str, Callable[[str], dict[str, Any] | None]] = {}  # key -> instead of the work
         self.on_invoke: dict[str, list[Exception]] = {}  # key -> raised instead of taking it
+        self.mute = False  # it never answers what has ended
         self.lose_answer: dict[str, Exception] = {}  # key -> taken, but the answer is lost
         self.delay_s = 0.0
         self.answer_s = 0.0  # from taking an invocation to saying so
@@ -99,6 +100,8 @@ class Platform:
         return activation_id
 
     async def ended(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        if self.mute:
+            await asyncio.Event().wait()
         return {one: self.records[one] for one in activation_ids if one in self.records}
 
     async def activation(self, activation_id: str) -> Activation | None:
