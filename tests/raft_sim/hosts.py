@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Host:
         self.majorities: Majorities | None = None
         self._wakes_at = inf  # by its clock
         self.wanted = True  # should run; False before it is taken in and after it is let go
+        self.knew: Collection[str] = ()  # the members, by what is or may be in its folder while it is down
         self.whole = True  # nothing that its folder held has been lost, or it has caught up since
         self.open_calls = 0  # of this life, that have not been answered
         self.when_gone: Callable[[], None] = lambda: None  # told when its process has ended
@@ -153,6 +154,8 @@ class Host:
     def _gone(self, *, power: bool) -> None:
         self.platter.let_go()
         self.machine.stop()
+        if self.node is not None:
+            self.knew = tuple(self.node.membership.members)
         self.node = None
         self.open_calls = 0
         self.checks.stopped(self.name)

@@ -164,12 +164,13 @@ class Nemesis:
 
     def _may_be_wiped(self, host: Host) -> bool:
         """One folder at a time: nobody's next is lost before the last one is whole again."""
-        views = [one.node.membership.members for one in self.hosts.values() if one.node]
+        views = [one.node.membership.members if one.node else one.knew for one in self.hosts.values()]
         return (
             all(one.whole for one in self.hosts.values())
             and host.status is not None
             and host.status.commit_index >= 3
-            and min(map(len, views)) >= 3  # of fewer (soon, perhaps), the others are no majority
+            # Of fewer, the others are no majority; one that is down may come back with a removal.
+            and min(len(view) for view in views if view) >= 3
         )
 
     def _wipe(self) -> None:
