@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,13 @@ from fedkeeper.cli.options import CONTEXT, json_option, verbose_option
 USUAL_FOLDER: Final = Path(".fedkeeper/fabric")
 USUAL_NAMESPACE: Final = "guest"
 USUAL_PROJECT: Final = "fedkeeper"
+
+
+def _image(pair: str) -> tuple[str, str]:
+    image, equals, kind = pair.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{pair!r} is not IMAGE=KIND, e.g. me/tf:1=python:default")
+    return image, kind
 
 
 @click.command("fabric", context_settings=CONTEXT)
@@ -74,6 +81,22 @@ USUAL_PROJECT: Final = "fedkeeper"
     type=click.IntRange(min=1),
     help="Most requests to functions that run or wait for a worker; more are answered 429.",
 )
+@click.option(
+    "--invocations-per-minute",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Most invocations in one OpenWhisk namespace in a minute of the clock; more are answered 429.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="IMAGE=KIND",
+    callback=lambda _ctx, _param, pairs: dict(_image(pair) for pair in pairs),
+    help="OpenWhisk image that a runtime of this machine stands in for, e.g. me/tf:1=python:default; may be"
+    " repeated. Others are answered as if they could not be pulled.",
+)
 @json_option
 @verbose_option
 def fabric_command(
@@ -85,6 +108,8 @@ def fabric_command(
     share_workers: bool,
     workers_busy_max: int,
     queue_max: int,
+    invocations_per_minute: int,
+    images: Mapping[str, str],
     plain: bool,
     verbose: bool,
 ) -> None:
@@ -108,6 +133,8 @@ def fabric_command(
                 queue_max=queue_max,
                 share_workers=share_workers,
                 workers_busy_max=workers_busy_max,
+                invocations_per_minute=invocations_per_minute,
+                images=dict(images),
             )
 
             async def work(interrupts: Interrupts) -> None:

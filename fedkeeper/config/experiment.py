@@ -16,10 +16,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    StringConstraints,
     Tag,
 )
 
-from fedkeeper.config.base import ConfigPath, Name, Number, Section, empty, near
+from fedkeeper.config.base import ConfigPath, Name, Number, Section, Text, empty, near
 from fedkeeper.config.files import find
 from fedkeeper.config.functions import Function
 from fedkeeper.config.keepers import Keepers
@@ -31,6 +32,8 @@ from fedkeeper.errors import ConfigError
 from fedkeeper.platforms import PLATFORMS, describe
 
 T = TypeVar("T")
+# What an embedded OpenWhisk runs an image's code with; which versions there are, the fabric knows.
+Kind = Annotated[Text, StringConstraints(pattern=r"^(python|nodejs):(default|\d+(\.\d+)?)$")]
 
 
 class Embedded(Section):
@@ -62,6 +65,16 @@ class Embedded(Section):
         default=0,
         description="most workers of one OpenWhisk action, or of those that share workers, that run at once"
         " (count); others wait. 0: the number of processors + 2",
+    )
+    invocations_per_minute: Annotated[PositiveInt, Number] = Field(
+        default=1_000_000,
+        description="most invocations in one OpenWhisk namespace in a minute of the clock (count); more are"
+        " answered 429, as on a cluster",
+    )
+    images: Mapping[Text, Kind] = Field(
+        default_factory=dict,
+        description="OpenWhisk images that a runtime of this machine stands in for, each with its kind, e.g."
+        " `{registry/tf:1: python:default}`; other images are answered as if they could not be pulled",
     )
     linger_s: Annotated[PositiveFloat, Number] = Field(
         default=60.0, description="how long embedded services outlive the last one who used them (seconds)"

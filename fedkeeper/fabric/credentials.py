@@ -12,7 +12,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ import msgspec
 
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric.openwhisk_entities import Refused, check_name
+from fedkeeper.fabric.openwhisk_exec import DEFAULTS, KINDS, is_image
 from fedkeeper.fabric.tokens import new_private_key
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ class Settings:
     queue_max: int = 10_000  # requests, of both APIs, that may be in workers or waiting for one
     share_workers: bool = True  # by OpenWhisk actions that are alike in all that a worker is made from
     workers_busy_max: int = 0  # of one OpenWhisk action, or of those that share workers; 0: processors + 2
+    invocations_per_minute: int = 1_000_000  # of one OpenWhisk namespace, in a minute of the clock
+    images: dict[str, str] = field(default_factory=dict)  # OpenWhisk image -> kind that stands in for it
     idle_s: float = 600.0  # a warm worker ends after so long without work
     linger_s: float = 60.0  # the fabric ends after so long without users and work
 
@@ -61,8 +64,8 @@ def read_settings(folder: Path) -> Settings:
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
-    """Leave `settings` for the fabric that is started next. ServiceError if a name cannot be used."""
-    check_names(settings.namespaces, settings.projects)
+    """Leave `settings` for the fabric that is started next. ServiceError if a name or kind cannot be used."""
+    check_settings(settings)
     _write(folder / "settings.json", asdict(settings))
 
 
@@ -101,6 +104,19 @@ def make_credentials(
     if credentials != known or not path.exists():
         _write(path, asdict(credentials))
     return credentials
+
+
+def check_settings(settings: Settings) -> None:
+    """ServiceError if a name cannot be used, or an image or the kind that stands in for it."""
+    check_names(settings.namespaces, settings.projects)
+    for image, kind in settings.images.items():
+        if not is_image(image):
+            raise ServiceError(f"{image!r} is not the name of an image", hint="write registry/name:tag")
+        if kind not in {*DEFAULTS, *KINDS}:
+            raise ServiceError(
+                f"image {image}: {kind!r} is no kind that runs here",
+                hint=f"known: {', '.join((*DEFAULTS, *KINDS))}",
+            )
 
 
 def check_names(namespaces: Collection[str], projects: Collection[str]) -> None:

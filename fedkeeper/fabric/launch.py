@@ -70,17 +70,20 @@ async def open_fabric(
     queue_max: int = 10_000,
     share_workers: bool = True,
     workers_busy_max: int = 0,
+    invocations_per_minute: int = 1_000_000,
+    images: Mapping[str, str] | None = None,
     linger_s: float = 60,
     start_timeout_s: float = 30,
 ) -> OpenFabric:
     """Join the fabric of `folder`, or start it; it offers at least `namespaces` and `projects`.
 
-    `port` 0: the port of the last time, if it is free. `workers_busy_max` 0: processors + 2. Of a fabric that
-    runs already, all but the names stays as it was.
+    `port` 0: the port of the last time, if it is free. `workers_busy_max` 0: processors + 2. `images`:
+    OpenWhisk image -> kind that stands in for it. Of a fabric that runs already, all but the names stays as
+    it was.
 
     Raises:
         PortTaken: `port` is in use by another program.
-        ServiceError: it did not start, runs on another port, or a name cannot be used.
+        ServiceError: it did not start, runs on another port, or a name or kind cannot be used.
     """
     settings = Settings(
         namespaces=tuple(namespaces),
@@ -90,6 +93,8 @@ async def open_fabric(
         queue_max=queue_max,
         share_workers=share_workers,
         workers_busy_max=workers_busy_max,
+        invocations_per_minute=invocations_per_minute,
+        images=dict(images or {}),
         linger_s=linger_s,
     )
     folder = _prepare(folder, settings)

@@ -47,7 +47,7 @@ def read_exec(sent: object, own: str) -> dict[str, Any]:
         image = sent.get("image")
         if not isinstance(image, str):
             raise malformed(f"'image' must be a string defined in 'exec' for '{BLACKBOX}' actions")
-        if not _IMAGE.match(image):
+        if not is_image(image):
             raise malformed(f"could not parse image name: {image:.200}")
         inner = (
             {} if code is None or (isinstance(code, str) and not code.strip()) else _code(sent, kind, main)
@@ -59,6 +59,11 @@ def read_exec(sent: object, own: str) -> dict[str, Any]:
         words = f"The specified runtime '{kind:.100}' is not supported by this platform."
         raise malformed(f"{words} Valid values are: {valid}.")
     return {"kind": kind} | _code(sent, kind, main) | named
+
+
+def is_image(name: str) -> bool:
+    """Whether it can be the name of an image."""
+    return _IMAGE.match(name) is not None
 
 
 def runtime_of(execution: Mapping[str, Any], images: Mapping[str, str]) -> str:

@@ -95,7 +95,11 @@ async def open_fabric_server(
                 settings=FrontSettings(
                     in_flight_max=settings.queue_max,
                     share_workers=settings.share_workers,
-                    bounds=Bounds(memory_mb=(128, max(512, settings.memory_mb))),
+                    bounds=Bounds(
+                        memory_mb=(128, max(512, settings.memory_mb)),
+                        invocations_per_minute=settings.invocations_per_minute,
+                    ),
+                    images=settings.images,
                 ),
                 reload=reload,
             ) as front,

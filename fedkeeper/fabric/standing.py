@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from fedkeeper import service
 from fedkeeper.errors import ServiceError
-from fedkeeper.fabric.credentials import Credentials, Settings, check_names, write_private, write_settings
+from fedkeeper.fabric.credentials import Credentials, Settings, check_settings, write_private, write_settings
+from fedkeeper.fabric.openfaas_api import USER
 from fedkeeper.fabric.serve import NAME, open_fabric_server
 
 CLIENTS: Final = "clients"  # folder of the files that other programs read
@@ -31,6 +32,7 @@ class Standing:
     folder: Path
     namespaces: dict[str, Path]  # OpenWhisk namespace -> .wskprops file
     projects: dict[str, Path]  # Google Cloud project -> service account's JSON file
+    gateway: Path  # OpenFaaS: address, user and password, as variables of a shell
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
@@ -40,6 +42,7 @@ class Standing:
             "folder": str(self.folder),
             "openwhisk": {name: str(path) for name, path in self.namespaces.items()},
             "google": {name: str(path) for name, path in self.projects.items()},
+            "openfaas": str(self.gateway),
         }
 
     def words(self) -> str:
@@ -51,7 +54,8 @@ class Standing:
         lines += [f"  OpenWhisk namespace {name}: {path}" for name, path in self.namespaces.items()]
         lines += [f"  Google Cloud project {name}: {path}" for name, path in self.projects.items()]
         lines += [
-            "docs/fabric.md says how wsk, the JavaScript client and Google's clients are pointed at it.",
+            f"  OpenFaaS gateway: {self.gateway}",
+            "docs/fabric.md says how wsk, the JavaScript client, Google's and faas-cli are pointed at it.",
             "Ctrl-C ends it; functions and activations stay.",
         ]
         return "\n".join(lines)
@@ -67,7 +71,7 @@ async def open_standing(folder: Path, settings: Settings) -> AsyncIterator[Stand
         PortTaken: the port is in use by another program; nothing was started.
         ServiceError: another fabric has the folder, or the folder cannot be used.
     """
-    check_names(settings.namespaces, settings.projects)
+    check_settings(settings)
     with ExitStack() as stack:
         try:
             await asyncio.to_thread(_take, stack, folder)
@@ -116,4 +120,11 @@ def _told(folder: Path, url: str, credentials: Credentials) -> Standing:
     for name, account in credentials.accounts.items():
         projects[name] = clients / f"{name}.json"
         write_private(projects[name], json.dumps(account, indent=2) + "\n")
-    return Standing(url=url, folder=folder, namespaces=namespaces, projects=projects)
+    gateway = clients / "openfaas.env"
+    login = {
+        "OPENFAAS_URL": url,
+        "OPENFAAS_USERNAME": USER,
+        "OPENFAAS_PASSWORD": credentials.openfaas,
+    }
+    write_private(gateway, "".join(f"{name}={value}\n" for name, value in login.items()))
+    return Standing(url=url, folder=folder, namespaces=namespaces, projects=projects, gateway=gateway)

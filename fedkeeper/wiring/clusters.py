@@ -67,6 +67,8 @@ async def _open_fabric(
         queue_max=settings.queue_max,
         share_workers=settings.share_workers,
         workers_busy_max=settings.workers_busy_max,
+        invocations_per_minute=settings.invocations_per_minute,
+        images=settings.images,
         linger_s=settings.linger_s,
         start_timeout_s=settings.start_timeout_s,
     )

@@ -61,11 +61,16 @@ def ended(child, number=signal.SIGINT):
     return child.returncode, err
 
 
+def variables(path):
+    """A file of NAME=value lines."""
+    return dict(line.split("=", 1) for line in Path(path).read_text().splitlines())
+
+
 class Wsk:
     """As wsk does: address and key from a properties file."""
 
     def __init__(self, properties):
-        rows = dict(line.split("=", 1) for line in Path(properties).read_text().splitlines())
+        rows = variables(properties)
         self.base = f"{rows['APIHOST']}/api/v1/namespaces/{rows['NAMESPACE']}"
         self.key = rows["AUTH"]
 
@@ -113,9 +118,11 @@ def test_functions_and_activations_survive_an_orderly_end(fabric, number):
 def test_credentials_are_files_that_are_named_and_never_shown(fabric, tmp_path):
     """Neither on stdout nor on stderr, and readable by their owner only."""
     child = fabric("--namespace", "lab", "--data-dir", "data")
-    lines = [child.stdout.readline() for _ in range(6)]
+    lines = [child.stdout.readline() for _ in range(7)]
     properties = tmp_path / "data" / "clients" / "lab.wskprops"
     account = tmp_path / "data" / "clients" / "fedkeeper.json"
+    gateway = tmp_path / "data" / "clients" / "openfaas.env"
+    assert str(gateway) in "".join(lines)
     assert str(properties) in "".join(lines)
     assert str(account) in "".join(lines)
     code, err = ended(child)
@@ -123,8 +130,9 @@ def test_credentials_are_files_that_are_named_and_never_shown(fabric, tmp_path):
     said = "".join(lines) + err
     key = Wsk(properties).key
     secrets = [key, key.partition(":")[2], json.loads(account.read_text())["private_key"].splitlines()[1]]
+    secrets.append(variables(gateway)["OPENFAAS_PASSWORD"])
     assert not [one for one in secrets if one in said]
-    for path in (properties, account, tmp_path / "data" / "credentials.json"):
+    for path in (properties, account, gateway, tmp_path / "data" / "credentials.json"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for folder in (properties.parent, tmp_path / "data"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -205,3 +213,75 @@ def test_a_wrong_key_is_refused(fabric):
     wsk.key = "23bc46b1-71f6-4ed5-8c54-816aa4f8c502:wrong"
     with pytest.raises(urllib.error.HTTPError, match="401"):
         put(wsk, "greet")
+
+
+def failure(wsk, method, path, body):
+    """Status and words of a refusal."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        wsk(method, path, body)
+    with refused.value as answer:
+        return answer.code, json.loads(answer.read())["error"]
+
+
+def test_an_image_runs_here_where_a_kind_stands_in_for_it(fabric):
+    """With `--image` its code runs; any other image is refused in the platform's own words."""
+    child = fabric("--json", "--image", "me/python:1=python:default", "--image", "me/node=nodejs:default")
+    wsk = Wsk(told(child)["openwhisk"]["guest"])
+    for name, image in (("known", "me/python:1"), ("strange", "me/python:2")):
+        wsk("PUT", f"actions/{name}", {"exec": {"kind": "blackbox", "image": image, "code": ACTION}})
+    assert wsk("POST", "actions/known?blocking=true&result=true", {"name": "you"}) == {"hello": "you"}
+    words = "Failed to pull container image 'me/python:2'."
+    assert failure(wsk, "POST", "actions/strange?blocking=true&result=true", {}) == (502, words)
+
+
+def test_invocations_of_a_minute_are_bounded_as_asked(fabric):
+    """`--invocations-per-minute`: beyond it 429 with the platform's words; `limits` says how many."""
+    child = fabric("--json", "--invocations-per-minute", "3")
+    wsk = Wsk(told(child)["openwhisk"]["guest"])
+    put(wsk, "greet")
+    assert wsk("GET", "limits")["invocationsPerMinute"] == 3
+
+    def invoke_often():
+        for _ in range(60):  # the window is the clock's minute: a new one may begin in between
+            wsk("POST", "actions/greet", {})
+
+    with pytest.raises(urllib.error.HTTPError, match="429") as refused:
+        invoke_often()
+    with refused.value as answer:
+        words = json.loads(answer.read())["error"]
+    assert words == "Too many requests in the last minute (count: 4, allowed: 3)."
+
+
+@pytest.mark.parametrize(
+    ("pair", "code", "problem"),
+    [
+        ("me/python:1", 2, "IMAGE=KIND"),
+        ("me/python:1=ruby:2.5", 1, "python:default"),
+        ("Not An Image=python:3", 1, "registry/name:tag"),
+    ],
+)
+def test_a_stand_in_that_cannot_be_is_refused(fabric, tmp_path, pair, code, problem):
+    """Before the folder is touched, with what can be written instead."""
+    child = fabric("--image", pair)
+    _, err = child.communicate(timeout=WAIT_S)
+    assert child.returncode == code
+    assert problem in err
+    assert "Traceback" not in err
+    assert not (tmp_path / ".fedkeeper").exists()
+
+
+def test_the_gateway_lets_in_whoever_has_its_file(fabric):
+    """Address, user and password in one file that a shell or faas-cli's users can read; else 401."""
+    login = variables(told(fabric("--json"))["openfaas"])
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def functions(password):
+        pair = f"{login['OPENFAAS_USERNAME']}:{password}".encode()
+        request = urllib.request.Request(f"{login['OPENFAAS_URL']}/system/functions")
+        request.add_header("Authorization", "Basic " + base64.b64encode(pair).decode())
+        with opener.open(request, timeout=WAIT_S) as answer:
+            return json.loads(answer.read())
+
+    assert functions(login["OPENFAAS_PASSWORD"]) == []
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        functions("wrong")

@@ -1,7 +1,13 @@
 """What updates of actions, packages and bindings keep, replace and merge; what deletions take along."""
 
+import asyncio
+import random
+
 import pytest
 
+from fedkeeper.fabric.openwhisk_entities import FullName
+from fedkeeper.fabric.openwhisk_puts import put_package
+from fedkeeper.fabric.store import Document, Store
 from tests.fabric.api.conftest import HELLO
 
 PYTHON = {"kind": "python:3", "code": HELLO}
@@ -131,20 +137,82 @@ async def test_a_package_that_is_shared_no_more_is_closed_to_its_bindings(fabric
     assert (await fabric.call("POST", "actions/p/f", {}, auth=other)).status == 202
 
 
-async def test_bindings_in_a_circle_end_in_an_error(fabric):
-    """A provider that became a binding to its own binding: 422, and the fabric serves on."""
+def to(name):
+    """The body of a binding to a package of one's own."""
+    return {"binding": {"namespace": "_", "name": name}}
+
+
+async def test_no_step_towards_a_circle_of_bindings_is_taken(fabric):
+    """A package never becomes a binding, and a binding never refers to one: each refusal in its own words."""
     await fabric.call("PUT", "packages/a", {})
-    await fabric.call("PUT", "packages/b", {"binding": {"namespace": "_", "name": "a"}})
-    await fabric.call("DELETE", "packages/a")
-    await fabric.call("PUT", "packages/c", {})
-    await fabric.call("PUT", "packages/a", {"binding": {"namespace": "_", "name": "c"}})
-    await fabric.call("DELETE", "packages/c")
+    await fabric.call("PUT", "packages/p", {})
+    await fabric.call("PUT", "packages/b", to("a"))
+    await fabric.call("PUT", "packages/c", to("p"))
+    becomes = (409, "Resource is a package and cannot be converted into a binding.")
+    refers = (400, "Cannot bind to another package binding.")
+    missing = (400, "Binding references a package that does not exist.")
+
+    async def refusal(name, target):
+        answer = await fabric.call("PUT", f"packages/{name}?overwrite=true", to(target))
+        return answer.status, answer.body["error"]
+
+    assert await refusal("a", "a") == becomes
+    assert await refusal("a", "p") == becomes
+    assert await refusal("c", "b") == refers
+    assert await refusal("c", "c") == refers
+    assert await refusal("new", "new") == missing
+    await fabric.call("DELETE", "packages/a")  # what b refers to is gone, and its name is free
+    assert await refusal("a", "b") == missing
+    assert await refusal("a", "c") == refers
+    assert await refusal("a", "a") == missing
     assert (await fabric.call("GET", "packages/b")).status == 404
-    refused = await fabric.call(
-        "PUT", "packages/a?overwrite=true", {"binding": {"namespace": "_", "name": "a"}}
-    )
-    assert refused.status in {400, 422}
-    assert (await fabric.call("GET", "packages/a")).status in {404, 422}
+
+
+async def test_bindings_made_all_at_once_form_no_circle(fabric):
+    """Whatever is made, changed and deleted in whatever order: every binding that is there ends somewhere."""
+    chance = random.Random(7)  # noqa: S311 - not for secrets
+    names = ("a", "b", "c")
+
+    async def step():
+        name = chance.choice(names)
+        match chance.randrange(4):
+            case 0:
+                return await fabric.call("DELETE", f"packages/{name}")
+            case 1:
+                return await fabric.call("PUT", f"packages/{name}?overwrite=true", {})
+            case _:
+                target = chance.choice(names)
+                return await fabric.call("PUT", f"packages/{name}?overwrite=true", to(target))
+
+    seen = set()
+    for _ in range(60):
+        seen |= {answer.status for answer in await asyncio.gather(*(step() for _ in range(6)))}
+        for name in names:
+            assert (await fabric.call("GET", f"packages/{name}")).status in {200, 404}
+    assert seen == {200, 400, 404, 409}
+
+
+async def test_a_circle_that_is_in_the_store_ends_in_an_error(open_fabric, tmp_path):
+    """422 in the platform's words for whoever reads, invokes or binds; the fabric serves on."""
+    store = await Store.open(tmp_path / "fabric")
+    for name, target in (("a", "b"), ("b", "a")):
+        entity = put_package(FullName("guest", "", name), to(target), None, now_ms=1)
+        entity["binding"]["namespace"] = "guest"
+        await store.put(Document(kind="package", scope="guest", name=name, updated_ms=1, body=entity))
+    await store.close()
+    words = "Package binding 'guest/a' contains a circular reference."
+    async with open_fabric() as fabric:
+        for method, path, sent in (
+            ("GET", "packages/a", None),
+            ("GET", "actions/a/f", None),
+            ("POST", "actions/a/f?blocking=true", {}),
+            ("PUT", "packages/c", to("a")),
+        ):
+            answer = await fabric.call(method, path, sent)
+            assert (answer.status, answer.body["error"]) == (422, words)
+        assert (await fabric.call("DELETE", "packages/a")).status == 200
+        assert (await fabric.call("PUT", "packages/a", {})).status == 200
+        assert (await fabric.call("GET", "packages/b")).status == 200
 
 
 async def test_a_package_is_deleted_empty_or_by_force(fabric):
