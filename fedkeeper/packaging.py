@@ -5,7 +5,11 @@ A function is one of
   `fl_client/{handler.py, requirements.txt, openwhisk/__main__.py, google/main.py}`;
 - a folder with `__main__.py` (OpenWhisk) or `main.py` (Cloud Functions) in it: goes in whole;
 - a single .py file, which is put in under the name that the platform asks for.
-Every zip also carries `fedkeeper.runtime`, so that functions and keeper speak the same wire format.
+Every such zip also carries `fedkeeper.runtime`, so that functions and keeper speak the same wire format.
+
+A function for Node.js (`node=True`, OpenWhisk only) is a folder as above with `package.json` or `index.js`
+in place of `__main__.py`, or a single .js file that exports its entry point. It goes in with its
+`node_modules` and nothing of ours.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ import hashlib
 import hmac
 import io
 import json
+import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -27,13 +32,22 @@ from fedkeeper.platforms import PLATFORMS, describe
 
 REQUIREMENTS: Final = "requirements.txt"
 _OWN_PACKAGE: Final = Path(__file__).parent
-_SKIPPED_FOLDERS: Final = {"__pycache__", "node_modules"}
+_NODE_MANIFEST: Final = "package.json"
+_EXPORTS: Final = re.compile(r"\bexports?\b")
+_SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules"})
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: file times must not change the bytes
 _FILE_MODE: Final = 0o100644 << 16
 _DIGEST_HEX: Final = 40  # 160 bits; a Google Cloud label takes 63 characters
 
 
-def build(source: Path, platform: str, *, include: Sequence[Path] = (), requirements: bool = True) -> bytes:
+def build(
+    source: Path,
+    platform: str,
+    *,
+    include: Sequence[Path] = (),
+    requirements: bool = True,
+    node: bool = False,
+) -> bytes:
     """The zip of `source` for `platform`; the same files give the same bytes, whatever their times.
 
     Args:
@@ -42,10 +56,13 @@ def build(source: Path, platform: str, *, include: Sequence[Path] = (), requirem
         include: further .py files, data files or package folders, put at the top level under their names.
         requirements: put requirements.txt in. OpenWhisk installs it at every cold start, so it is left out
             where the function runs in an image of its own, which has the packages.
+        node: it is JavaScript for Node.js; `include` and `requirements` are Python's.
 
     Raises:
         ConfigError: no such source, no adapter for this platform, two files of one name, unreadable.
     """
+    if node:
+        return _zip(dict(_node_files(source, platform)))
     files: dict[str, Path] = {}
     left_out = set() if requirements else {REQUIREMENTS}
     for name, path in (*_function_files(source, platform), *_included(include), *_runtime_files()):
@@ -94,7 +111,8 @@ def _function_files(source: Path, platform: str) -> Iterator[tuple[str, Path]]:
     entry = describe(platform).entry_file
     if source.is_file():
         if source.suffix != ".py":
-            raise ConfigError(f"function {source}: is neither a folder nor a .py file")
+            hint = "write runtime: nodejs:default for a .js file" if source.suffix == ".js" else ""
+            raise ConfigError(f"function {source}: is neither a folder nor a .py file", hint=hint)
         yield entry, source
         return
     if not source.is_dir():
@@ -117,6 +135,32 @@ def _function_files(source: Path, platform: str) -> Iterator[tuple[str, Path]]:
         )
 
 
+def _node_files(source: Path, platform: str) -> Iterator[tuple[str, Path]]:
+    entry = describe(platform).node_entry_file
+    if not entry:
+        raise ConfigError(
+            f"function {source.name!r}: FedKeeper packages no Node.js for {platform}",
+            hint="leave `runtime` out where the function is Python",
+        )
+    if source.is_file() and source.suffix == ".js":
+        if not _EXPORTS.search(source.read_text(encoding="utf-8", errors="replace")):
+            raise ConfigError(
+                f"function {source}: exports nothing, and a package's entry point must be exported",
+                hint="end it with: exports.main = main;",
+            )
+        yield entry, source
+        return
+    for folder in (source / platform, source):
+        if any((folder / name).is_file() for name in (_NODE_MANIFEST, entry)):
+            yield from _tree(folder, skipped=_SKIPPED_FOLDERS - {"node_modules"})
+            return
+    raise ConfigError(
+        f"function {source.name!r} is nothing for Node.js: {source} is no .js file, and has neither"
+        f" {_NODE_MANIFEST} nor {entry}",
+        hint="leave `runtime` out where the function is Python",
+    )
+
+
 def _adapters(source: Path) -> str:
     """What `source` could be packaged for, for people."""
     return ", ".join(
@@ -132,13 +176,11 @@ def _top_level(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.name, path
 
 
-def _tree(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below, bar hidden ones and what Python and npm leave behind."""
+def _tree(folder: Path, *, skipped: Set[str] = _SKIPPED_FOLDERS) -> Iterator[tuple[str, Path]]:
+    """Every file below, bar hidden ones and folders called as one of `skipped`."""
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and not any(
-            part.startswith(".") or part in _SKIPPED_FOLDERS for part in inside.parts
-        ):
+        if path.is_file() and not any(part.startswith(".") or part in skipped for part in inside.parts):
             yield inside.as_posix(), path
 
 

@@ -41,6 +41,7 @@ class Platform:
     count_key: str  # of clients_info in the config, e.g. "gcf_clients_count"
     option: tuple[str, str]  # of deploy.py, e.g. ("-g", "--gcf_providers_list")
     entry_file: str  # what the platform looks for in the package, e.g. "main.py"
+    node_entry_file: str = ""  # the same in a package for Node.js; empty: none is made for this platform
     secret_keys: tuple[str, ...] = ()  # keys of its clusters' sections that hold secrets
     build_command: str = ""  # where it runs nothing but images: how they are built of what `images` writes
 

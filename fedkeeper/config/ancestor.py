@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,14 +16,16 @@ from fedkeeper.config.files import shipped
 from fedkeeper.config.redaction import Scrubber
 from fedkeeper.config.secrets import take_credentials
 from fedkeeper.errors import ConfigError
-from fedkeeper.platforms import PLATFORMS, part
+from fedkeeper.platforms import PLATFORMS, describe, part
 
 # Keras' copy of MNIST: the same images as in the ancestor's four pickles, which nobody should unpickle.
 _MNIST = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 _MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 _MNIST_PICKLES = re.compile(r"https?://storage\.googleapis\.com/mnist_fl/mnist_\w+\.obj")
 _OLD_IMAGES = re.compile(r"(kkyfury/tensorflow|ansjin/fl_\w+)(:.*)?")
-_OLD_RUNTIMES = re.compile(r"(nodejs.*|python:?(2.*|3[0-8]?|3\.[0-8]))")
+_OLD_RUNTIMES = re.compile(r"python:?(2.*|3[0-8]?|3\.[0-8])")
+_NODE_RUNTIME = re.compile(r"nodejs:?(\d*).*")
+_OLDEST_NODE = 18  # that platforms still have
 _OUR_FUNCTION = re.compile(rf"(?:\./)?functions/(\w+)/({'|'.join(PLATFORMS)})(?:/.*)?")
 _MONGO_SET_BY_US = {"retrywrites", "w", "journal", "appname", "directconnection"}
 _MONGO_OPTIONS = {  # of a mongodb:// URL, in small letters -> our key
@@ -39,9 +42,10 @@ _NOT_USED = "is not used; leave it out (`concurrency` of the cluster is a key of
 class Upgrade:
     """Brings one file up to date, in place; collects what it found."""
 
-    def __init__(self, raw: dict[Any, Any], scrub: Scrubber) -> None:
+    def __init__(self, raw: dict[Any, Any], scrub: Scrubber, folder: Path) -> None:
         self.raw = raw
         self.scrub = scrub
+        self.folder = folder  # that paths in it are relative to
         self.faults: list[Fault] = []
         self.warnings: list[str] = []
 
@@ -102,6 +106,8 @@ class Upgrade:
         self.drop(settings, at, "docker", "is not used; docker_image names an image")
         path = settings.get("func_path")
         found = _OUR_FUNCTION.fullmatch(path) if isinstance(path, str) else None
+        if self._node(at, settings, platform, ours=found is not None):
+            found = None
         if found:
             function = found[1]
             try:
@@ -121,6 +127,20 @@ class Upgrade:
                 " requirements.txt installed",
             )
         part(platform, "rules").upgrade_function(self, at, settings)
+
+    def _node(self, at: str, settings: dict[Any, Any], platform: str, *, ours: bool) -> bool:
+        """Whether it is a function for Node.js that can run; `ours`: its path is one of our functions'."""
+        runtime = _NODE_RUNTIME.fullmatch(str(settings.get("runtime", "")))
+        if runtime is None:
+            return False
+        path = str(settings.get("func_path", ""))
+        if not describe(platform).node_entry_file or (ours and not (self.folder / path).exists()):
+            self.drop(settings, at, "runtime", "is Node.js, and the function is Python; leave it out")
+            return False
+        if runtime[1] and int(runtime[1]) < _OLDEST_NODE:
+            settings["runtime"] = "nodejs:default"
+            self.warn(f"{at}.runtime", f"{runtime[0]} is too old; write nodejs:default")
+        return True
 
     # --- mongo -----------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ class Function(Section):
 
     func_path: ExistingPath | None = Field(
         default=None,
-        description="the function's folder, relative to the config file; default `functions/<function>`",
+        description="the function's folder or file, relative to the config file; default"
+        " `functions/<function>`",
     )
     memory: Memory = Field(default=512, description="memory of one instance: a number of MB, or 2048MB, 2Gi")
     timeout: float  # seconds; what a bare number in the file means is the platform's way

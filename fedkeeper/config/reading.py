@@ -45,7 +45,7 @@ def load(path: Path, *, environment: Mapping[str, str] = os.environ) -> Experime
         raise ConfigError(f"{path.name} nests too deeply or repeats itself too often", hint=HINT) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name} has no keys", hint=HINT)
-    upgrade = Upgrade(raw, secrets.scrub)
+    upgrade = Upgrade(raw, secrets.scrub, folder)
     upgrade.run()
     context = {"folder": folder}
     earlier = (*twice, *secrets.faults, *upgrade.faults)

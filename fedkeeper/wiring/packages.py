@@ -34,7 +34,7 @@ class Packages:
     store: StoreAddress | None = field(repr=False)
     access: Mapping[str, ClientAccess] = field(repr=False)
     clients: frozenset[str] = frozenset()  # of a run, where the config may have others by now
-    _archives: dict[tuple[Path, str, bool], bytes] = field(default_factory=dict, repr=False)
+    _archives: dict[tuple[Path, str, bool, bool], bytes] = field(default_factory=dict, repr=False)
 
     def wanted(self, target: Target) -> Wanted:
         """The package of `target`. ConfigError if its function has no source for that platform."""
@@ -42,7 +42,8 @@ class Packages:
         platform = self.experiment.cluster(target.cluster).platform
         settings = self.experiment.function(self.scenario, source_name, platform)
         source = self.experiment.source(self.scenario, source_name, platform)
-        archive = self._archive(source, platform, requirements=settings.requirements)
+        node = settings.runtime.startswith("nodejs")
+        archive = self._archive(source, platform, requirements=settings.requirements, node=node)
         package = Package(
             function=target.function,
             source=source_name,
@@ -84,13 +85,13 @@ class Packages:
         scenario = self.experiment.scenario(self.scenario)
         return scenario if isinstance(scenario, Learning) else None
 
-    def _archive(self, source: Path, platform: str, *, requirements: bool) -> bytes:
-        wanted = (source, platform, requirements)
+    def _archive(self, source: Path, platform: str, *, requirements: bool, node: bool) -> bytes:
+        wanted = (source, platform, requirements, node)
         if wanted not in self._archives:
             learning = self._learning()
             include = learning.data_sampling.include if learning is not None else ()
             self._archives[wanted] = packaging.build(
-                source, platform, include=include, requirements=requirements
+                source, platform, include=include, requirements=requirements, node=node
             )
         return self._archives[wanted]
 

@@ -127,3 +127,29 @@ def test_other_credentials_in_base_url_are_a_fault(loading: Loading, ancestor: C
     with pytest.raises(ConfigError, match=r"base_url: holds other credentials than auth\.ow_auth") as caught:
         loading.text(text)
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_ancestors_node_function_stays_where_it_is_there(loading: Loading, ancestor: Callable[[], str]):
+    """In a clone of the ancestor its nodeinfo is deployed as it is, on a Node.js that there still is."""
+    handler = loading.folder / "functions" / "nodeinfo" / "openwhisk" / "handler.js"
+    handler.parent.mkdir(parents=True)
+    handler.write_text("exports.main = () => ({});")
+    experiment = loading.text(ancestor())
+
+    there = experiment.function("test", "nodeinfo", "openwhisk")
+    assert (there.func_path, there.runtime) == (handler, "nodejs:default")
+    told = [warning for warning in experiment.warnings if ".nodeinfo.openwhisk.runtime" in warning]
+    assert told == [
+        "scenarios.test.functions.nodeinfo.openwhisk.runtime: nodejs:14 is too old; write nodejs:default"
+    ]
+    assert experiment.function("test", "nodeinfo", "google").runtime == ""
+
+
+@pytest.mark.parametrize("runtime", ["nodejs:default", "nodejs:18", "nodejs:22"])
+def test_a_node_function_of_ones_own_keeps_its_runtime(loading: Loading, runtime: str):
+    """What today's platforms have is not outdated."""
+    (loading.folder / "f.js").touch()
+    changes = {"scenarios.test.functions.f.openwhisk": {"func_path": "f.js", "runtime": runtime}}
+    experiment = loading.of(changes)
+    assert experiment.function("test", "f", "openwhisk").runtime == runtime
+    assert experiment.warnings == ()

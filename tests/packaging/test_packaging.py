@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -201,3 +202,47 @@ class TestDigest:
         assert digest(archive, environment=environment, **settings) != digest(
             b"zip", environment=self.env, memory_mb=256
         )
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "expected"),
+    [
+        ({"f.js": "exports.main = main;"}, "f.js", ["index.js"]),
+        (
+            {"f/package.json": "{}", "f/app.js": "", "f/node_modules/dep/index.js": "", "f/.git/x": ""},
+            "f",
+            ["app.js", "node_modules/dep/index.js", "package.json"],
+        ),
+        ({"f/openwhisk/index.js": "", "f/notes.md": ""}, "f", ["index.js"]),
+    ],
+)
+def test_a_node_function_goes_in_alone(
+    tmp_path: Path, files: dict[str, str], source: str, expected: list[str]
+) -> None:
+    """A single file as index.js, a package with its dependencies; nothing of Python's."""
+    write(tmp_path, **files)
+    assert names(build(tmp_path / source, "openwhisk", node=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "node", "problem", "hint"),
+    [
+        ("openwhisk", True, "exports nothing", r"exports\.main = main"),
+        ("google", True, "packages no Node.js for google", "leave `runtime` out"),
+        ("openwhisk", False, "neither a folder nor a .py file", "nodejs:default"),
+    ],
+)
+def test_a_node_function_that_cannot_run_is_refused(
+    tmp_path: Path, platform: str, node: bool, problem: str, hint: str
+) -> None:
+    """Before it is sent, with the way out."""
+    source = write(tmp_path, **{"f.js": "function main() {}"}) / "f.js"
+    with pytest.raises(ConfigError, match=problem) as refused:
+        build(source, platform, node=node)
+    assert re.search(hint, refused.value.hint)
+
+
+def test_a_python_folder_is_nothing_for_node(function: Path) -> None:
+    """`runtime: nodejs:default` and a Python function contradict each other."""
+    with pytest.raises(ConfigError, match=r"neither package\.json nor index\.js"):
+        build(function, "openwhisk", node=True)

@@ -9,5 +9,6 @@ PLATFORM = Platform(
     count_key="ow_clients_count",
     option=("-o", "--ow_providers_list"),
     entry_file="__main__.py",
+    node_entry_file="index.js",
     secret_keys=("ow_auth",),
 )

@@ -61,7 +61,10 @@ class Function(functions.Function):
     concurrency: Annotated[PositiveInt, Number] = Field(
         default=1, description="activations at once in one container (count)"
     )
-    runtime: Text = Field(default="", description="the platform's runtime; default `python:default`")
+    runtime: Text = Field(
+        default="",
+        description="the platform's runtime; default `python:default`; `nodejs:default` for JavaScript",
+    )
 
     @property
     def image(self) -> str:
