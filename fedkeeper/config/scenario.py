@@ -231,6 +231,24 @@ class Limits(Section):
         default=30.0,
         description="wait for a platform that cannot be reached, before an attempt fails (seconds)",
     )
+    platform_pause_max_s: Seconds = Field(
+        default=4.0, description="longest pause in that wait before it is tried again (seconds)"
+    )
+    look_again_s: Seconds = Field(
+        default=2.0,
+        description="pause after an invocation that got no answer, before the store is asked whether it runs"
+        " (seconds)",
+    )
+    busy_wait_s: Seconds = Field(
+        default=1.0,
+        description="pause before a platform that has no room is asked again, where it does not say how long"
+        " (seconds); on OpenWhisk it doubles up to 8 times that while there is none",
+    )
+    platform_limits_fresh_s: Seconds = Field(
+        default=600.0,
+        description="how long an OpenWhisk's own limits are relied on before they are read again (seconds);"
+        " a tenth of it after they could not be read",
+    )
     activations_interval_s: Seconds = Field(
         default=1.0, description="pause between two looks at a platform's activation records (seconds)"
     )

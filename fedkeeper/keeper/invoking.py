@@ -18,8 +18,7 @@ from fedkeeper.weights.base import UpdateStore
 
 log = structlog.get_logger(__name__)
 
-LOOK_AGAIN_S = 2.0  # after an unanswered request, before the store is asked who claimed the key
-PAUSE_S_MAX = 4.0
+PAUSE_S = 0.25  # before a platform that cannot be reached is tried again; doubles up to the configured one
 SAME_KEY_MAX = 3  # sendings of one key; the function's claim makes a second one harmless
 
 
@@ -43,9 +42,9 @@ class Invoker:
     store: UpdateStore
     clock: Clock
     in_flight_max: Callable[[str], int]  # requests at once, by cluster
-    platform_wait_s: (
-        float  # for a platform that cannot be reached: nothing was sent, so sending again is safe
-    )
+    platform_wait_s: float  # for one that cannot be reached: nothing was sent, so sending again is safe
+    platform_pause_max_s: float  # between two tries in that wait
+    look_again_s: float  # after an unanswered request, before the store is asked who claimed the key
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
     async def send(self, order: Order) -> None:
@@ -63,7 +62,7 @@ class Invoker:
         call, attempt = order.call, order.attempt
         provider = self.providers[call.cluster]
         sendings = 0
-        waited_s, pause_s = 0.0, 0.25
+        waited_s, pause_s = 0.0, min(PAUSE_S, self.platform_pause_max_s)
         while order.now_ms() < attempt.deadline_ms:
             try:
                 async with order.lease.effect():
@@ -89,7 +88,7 @@ class Invoker:
                     raise
                 log.info("platform away", run=attempt.run, key=attempt.key, problem=str(exc), wait_s=pause_s)
                 await self.clock.sleep(pause_s)
-                waited_s, pause_s = waited_s + pause_s, min(pause_s * 2, PAUSE_S_MAX)
+                waited_s, pause_s = waited_s + pause_s, min(pause_s * 2, self.platform_pause_max_s)
             except FunctionMissing:
                 sendings += 1
                 if sendings >= SAME_KEY_MAX:
@@ -104,7 +103,7 @@ class Invoker:
             except InvocationUnknown as exc:
                 sendings += 1
                 log.warning("no answer to an invocation", run=attempt.run, key=attempt.key, problem=str(exc))
-                await self.clock.sleep(LOOK_AGAIN_S)
+                await self.clock.sleep(self.look_again_s)
                 claim = (await self.store.claims([attempt.key])).get(attempt.key)
                 if claim is not None:
                     await order.taken(claim.activation_id)

@@ -85,6 +85,8 @@ class Opening:
     connect_timeout_s: float = 10.0
     request_timeout_s: float
     deploy_timeout_s: float
+    busy_wait_s: float = 1.0  # before asking again whoever has no room and does not say for how long
+    limits_fresh_s: float = 600.0  # the platform's own limits are read again after so long
 
 
 Progress = Callable[[str], None]  # takes what a person is to read while it lasts

@@ -25,7 +25,6 @@ ANSWER_BYTES_MAX: Final = 2**20  # as OpenWhisk allows; tensors go through the s
 KEPT_MAX: Final = 4096  # answers
 KEPT_BYTES_MAX: Final = 64 * 2**20
 GRACE_S: Final = 15.0  # the platform's own 504 should come before we give up waiting for it
-FULL_S: Final = 1.0  # until there may be room again
 _WORDS: Final = {
     401: "unauthenticated",
     403: "permission denied",
@@ -63,12 +62,14 @@ class Calls:
         *,
         in_flight_max: int,
         connect_timeout_s: float,
+        busy_wait_s: float = 1.0,
         clock: Clock,
     ) -> None:
         self._cluster = cluster
         self._session = session
         self._in_flight_max = in_flight_max
         self._connect_timeout_s = connect_timeout_s
+        self._busy_wait_s = busy_wait_s  # until there may be room again
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
         self._kept: OrderedDict[str, tuple[Activation, int]] = OrderedDict()
@@ -89,7 +90,7 @@ class Calls:
                 self._cluster,
                 call.function,
                 f"{self._in_flight_max} calls are in flight",
-                retry_after_s=FULL_S,
+                retry_after_s=self._busy_wait_s,
                 hint="raise calls_in_flight_max of this cluster",
             )
         self._forget(call.activation_id)  # of the same key in an earlier life of the run

@@ -18,7 +18,13 @@ import aiohttp
 import structlog
 from yarl import URL
 
-from fedkeeper.errors import ConfigError
+from fedkeeper.errors import (
+    ConfigError,
+    InvocationUnknown,
+    ProviderError,
+    ProviderUnavailable,
+    RequestRefused,
+)
 
 _log = structlog.get_logger(__name__)
 PIECEWISE_BYTES = 2**18
@@ -168,6 +174,32 @@ def error_text(body: bytes) -> str:
     if isinstance(error, dict):  # Google's way
         error = error.get("message") or error
     return short(str(error) if error else text)
+
+
+def problem(answer: Answer) -> str:
+    """What an answer says, as part of a sentence."""
+    return f"HTTP {answer.status}: {error_text(answer.body)}".rstrip(": ")
+
+
+def refusal(cluster: str, function: str, answer: Answer, *, wrote: bool, key: str) -> ProviderError:
+    """The error of an answer other than 2xx to which the platform gives no meaning of its own.
+
+    `wrote`: the request could change something, so that a 5xx leaves open whether it did. `key`: of the
+    config, that says where the platform is.
+    """
+    status = answer.status
+    if status >= 500:
+        unknown = InvocationUnknown if wrote else ProviderUnavailable
+        return unknown(cluster, function, problem(answer), status=status)
+    if 300 <= status < 400:
+        return RequestRefused(
+            cluster,
+            function,
+            f"HTTP {status}: redirected, and credentials are not taken elsewhere",
+            status=status,
+            hint=f"{key} must be the platform itself; https instead of http?",
+        )
+    return RequestRefused(cluster, function, problem(answer), status=status)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

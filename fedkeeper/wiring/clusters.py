@@ -42,6 +42,8 @@ async def open_clusters(experiment: Experiment, names: Collection[str], stack: A
             connect_timeout_s=experiment.limits.connect_timeout_s,
             request_timeout_s=experiment.limits.request_timeout_s,
             deploy_timeout_s=experiment.limits.deploy_timeout_s,
+            busy_wait_s=experiment.limits.busy_wait_s,
+            limits_fresh_s=experiment.limits.platform_limits_fresh_s,
         )
         open_cluster = part(cluster.platform, "opening").open_cluster
         provider, access[name] = await stack.enter_async_context(open_cluster(opening))

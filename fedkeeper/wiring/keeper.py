@@ -134,6 +134,8 @@ def _tools(experiment: Experiment, address: StoreAddress, clusters: Clusters, st
             clock=clock,
             in_flight_max=experiment.in_flight_max,
             platform_wait_s=limits.platform_wait_s,
+            platform_pause_max_s=limits.platform_pause_max_s,
+            look_again_s=limits.look_again_s,
         ),
         deployer=RunDeployer(experiment=experiment, clusters=clusters, store=address),
         reports=RunReports(experiment=experiment, providers=clusters.providers),

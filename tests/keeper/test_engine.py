@@ -139,9 +139,8 @@ async def test_a_platform_that_stays_away_costs_an_attempt(world: World):
     assert "exp-1/r1/client_0/a1" in world.platform.worked
 
 
-async def test_a_lost_answer_loses_no_work(world: World, monkeypatch: pytest.MonkeyPatch):
+async def test_a_lost_answer_loses_no_work(world: World):
     """The request was taken, the answer lost: the claim in the store says so, nobody trains twice."""
-    monkeypatch.setattr("fedkeeper.keeper.invoking.LOOK_AGAIN_S", 0.05)
     key = "exp-1/r1/client_0/a0"
     world.platform.lose_answer[key] = InvocationUnknown(CLUSTER, "client_0", "no answer")
     await world.submit(spec())

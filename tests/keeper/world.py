@@ -328,6 +328,8 @@ class World:
                 clock=self.clock,
                 in_flight_max=lambda _: 100,
                 platform_wait_s=0.4,
+                platform_pause_max_s=4.0,
+                look_again_s=0.05,
             ),
             deployer=self.deployments,
             reports=notes,

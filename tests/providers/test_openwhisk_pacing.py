@@ -6,7 +6,6 @@ import pytest
 
 from fedkeeper.clock import FakeClock
 from fedkeeper.errors import Throttled
-from fedkeeper.providers.openwhisk import provider as module
 from fedkeeper.providers.openwhisk.pacing import Pace
 from fedkeeper.providers.openwhisk.provider import OpenWhisk
 from fedkeeper.providers.openwhisk.records import UserLimits, user_limits
@@ -32,7 +31,7 @@ def clock() -> FakeClock:
 
 async def test_the_minutes_allowance_is_not_overdrawn(clock: FakeClock) -> None:
     """What is above it is not sent, and told to come back in the next clock minute, where all is new."""
-    pace = Pace(clock, limits=UserLimits(per_minute=3))
+    pace = Pace(clock, 1.0, limits=UserLimits(per_minute=3))
     for _ in range(3):
         assert pace.wait_s() == 0
         pace.answered()
@@ -44,7 +43,7 @@ async def test_the_minutes_allowance_is_not_overdrawn(clock: FakeClock) -> None:
 
 async def test_a_refusal_of_the_minute_shuts_it_for_all(clock: FakeClock) -> None:
     """Others use the namespace too, and every attempt counts: nobody tries before the next minute."""
-    pace = Pace(clock)
+    pace = Pace(clock, 1.0)
     assert pace.wait_s() == 0
     pace.answered(throttled(PER_MINUTE, 12.5))
     assert pace.wait_s() == 12.5
@@ -52,9 +51,21 @@ async def test_a_refusal_of_the_minute_shuts_it_for_all(clock: FakeClock) -> Non
     assert [pace.wait_s(), pace.wait_s()] == [0, 0]  # and then as many as before
 
 
+async def test_the_first_pause_is_the_configured_one(clock: FakeClock) -> None:
+    """It doubles from there, up to eight times itself."""
+    pace = Pace(clock, 0.5)
+    pauses = []
+    for _ in range(6):
+        assert pace.wait_s() == 0
+        pace.answered(throttled(CONCURRENT, 0.5))
+        pauses.append(pace.wait_s())
+        await clock.advance(round(pauses[-1] * 1000))
+    assert pauses == [0.5, 1, 2, 4, 4, 4]
+
+
 async def test_a_full_platform_is_tried_by_one_and_then_by_more(clock: FakeClock) -> None:
     """The pause doubles while it stays full; after that one goes, then two, then four at once."""
-    pace = Pace(clock)
+    pace = Pace(clock, 1.0)
     pauses = []
     for _ in range(5):
         assert pace.wait_s() == 0
@@ -75,7 +86,7 @@ async def test_a_full_platform_is_tried_by_one_and_then_by_more(clock: FakeClock
 
 async def test_after_enough_answers_nobody_is_held_back(clock: FakeClock) -> None:
     """The brake is off once so many at once went well."""
-    pace = Pace(clock)
+    pace = Pace(clock, 1.0)
     assert pace.wait_s() == 0
     pace.answered(throttled(CONCURRENT, 1.0))
     await clock.advance(1_000)
@@ -121,10 +132,14 @@ async def test_limits_that_an_operator_changed_are_read_again(canned: Canned, cl
     """After a while, not at each call."""
     canned.when("GET", "/limits", 200, {"invocationsPerMinute": 1})
     canned.reply(202, ACCEPTED)
-    async with open_to(canned.url, clock=clock) as whisk:
+    async with open_to(canned.url, clock=clock, limits_fresh_s=90) as whisk:
         await whisk.invoke("f", {}, key="k", timeout_s=1)
         canned.when("GET", "/limits", 200, {"invocationsPerMinute": 1000})
-        await clock.advance(round(module.LIMITS_FRESH_S * 1000) + 1)
+        await clock.advance(89_999)
+        await whisk.invoke("f", {}, key="k", timeout_s=1)  # another minute, the same limit
+        with pytest.raises(Throttled, match="not sent"):
+            await whisk.invoke("f", {}, key="k", timeout_s=1)
+        await clock.advance(1)
         for _ in range(5):
             await whisk.invoke("f", {}, key="k", timeout_s=1)
 

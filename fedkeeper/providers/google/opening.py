@@ -42,6 +42,7 @@ async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, Client
         api_endpoint=endpoint,
         requests_in_flight_max=opening.deployments_in_flight_max,
         calls_in_flight_max=opening.in_flight_max,
+        connect_timeout_s=opening.connect_timeout_s,
         request_timeout_s=opening.request_timeout_s,
         deploy_timeout_s=opening.deploy_timeout_s,
         # the embedded fabric has no quotas

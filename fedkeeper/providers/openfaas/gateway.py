@@ -30,6 +30,7 @@ class Gateway:
     slots: asyncio.Semaphore = field(repr=False)  # requests in flight
     connect_timeout_s: float
     read_timeout_s: float
+    busy_wait_s: float
 
     async def send(
         self,
@@ -83,7 +84,14 @@ class Gateway:
             ) from exc
         if 200 <= answer.status < 300:
             return answer
-        raise resources.refusal(self.cluster, function, answer, wrote=writes, of_function=of_function)
+        raise resources.refusal(
+            self.cluster,
+            function,
+            answer,
+            wrote=writes,
+            busy_wait_s=self.busy_wait_s,
+            of_function=of_function,
+        )
 
     def plain(self, answer: http.Answer, function: str, *, wrote: bool) -> Any:
         """The answer's JSON. InvocationUnknown or ProviderError if it is none."""

@@ -41,8 +41,10 @@ async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, Client
         store_images=cluster.embedded,
         requests_in_flight_max=opening.in_flight_max,
         calls_in_flight_max=opening.in_flight_max,
+        connect_timeout_s=opening.connect_timeout_s,
         read_timeout_s=opening.request_timeout_s,
         deploy_timeout_s=opening.deploy_timeout_s,
+        busy_wait_s=opening.busy_wait_s,
     ) as provider:
         yield (
             provider,

@@ -75,6 +75,7 @@ class OpenFaas:
         connect_timeout_s: float = 10.0,
         read_timeout_s: float = 60.0,
         deploy_timeout_s: float = 300.0,
+        busy_wait_s: float = 1.0,
         clock: Clock | None = None,
     ) -> AsyncIterator[Self]:
         """A provider for `gateway` ("https://host[:port]"), closed at the end. Nothing is sent yet.
@@ -96,6 +97,7 @@ class OpenFaas:
             connect_timeout_s: for a connection.
             read_timeout_s: for an answer of the API.
             deploy_timeout_s: until a deployed function has a replica, and a removed one is gone.
+            busy_wait_s: when to come back where a replica has as many requests as it takes.
             clock: tells activations' times.
 
         Raises ConfigError if an address, ca_file or callback_port cannot be right.
@@ -120,6 +122,7 @@ class OpenFaas:
                 slots=asyncio.Semaphore(requests_in_flight_max),
                 connect_timeout_s=connect_timeout_s,
                 read_timeout_s=read_timeout_s,
+                busy_wait_s=busy_wait_s,
             ),
             namespace=namespace,
             asynchronous=asynchronous,
@@ -129,6 +132,7 @@ class OpenFaas:
                 calling,
                 in_flight_max=calls_in_flight_max,
                 connect_timeout_s=connect_timeout_s,
+                busy_wait_s=busy_wait_s,
                 clock=clock,
             ),
             callbacks=Callbacks(cluster, clock),

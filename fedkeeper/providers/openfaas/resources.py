@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from fedkeeper.errors import (
     AuthenticationRefused,
+    Conflict,
     FunctionMissing,
-    InvocationUnknown,
     ProviderError,
-    ProviderUnavailable,
     RequestRefused,
     Throttled,
+    TooLarge,
 )
 from fedkeeper.providers import http
 from fedkeeper.providers.base import Deployed, Package
@@ -33,7 +33,6 @@ SERVER: Final = (
 )
 UPSTREAM: Final = "http://127.0.0.1:5000"
 GRACE_S: Final = 5  # that the watchdog's own limits outlast the function's: it has to send the 504
-BUSY_S: Final = 1.0  # of a 429 without a Retry-After: a replica has as many requests as it takes
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")  # with our underscores
 _UNITS: Final = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -145,43 +144,50 @@ def memory_mb(status: Mapping[str, Any]) -> int:
 
 
 def refusal(
-    cluster: str, function: str, answer: http.Answer, *, wrote: bool, of_function: bool = True
+    cluster: str,
+    function: str,
+    answer: http.Answer,
+    *,
+    wrote: bool,
+    busy_wait_s: float,
+    of_function: bool = True,
 ) -> ProviderError:
     """The error that an answer other than 2xx stands for.
 
-    `wrote`: the request could change something, so that a 5xx leaves open whether it did. `of_function`: a
-    404 means that the function is missing, not that this is no gateway.
+    Args:
+        cluster: where it came from.
+        function: what it was about; empty: none.
+        answer: what the gateway, or something in between, said.
+        wrote: the request could change something, so that a 5xx leaves open whether it did.
+        busy_wait_s: of a 429 without a Retry-After: a replica has as many requests as it takes.
+        of_function: a 404 means that the function is missing, not that this is no gateway.
     """
-    status = answer.status
-    problem = f"HTTP {status}: {http.error_text(answer.body)}".rstrip(": ")
+    status, problem = answer.status, http.problem(answer)
     if status in (401, 403):
         hint = "check username and password of this gateway, and that it lets them into the namespace"
         return AuthenticationRefused(cluster, function, problem, status=status, hint=hint)
+    if status == 404 and of_function:
+        return FunctionMissing(cluster, function, problem, status=status)
     if status == 404:
-        kind = FunctionMissing if of_function else RequestRefused
-        hint = "" if of_function else "is `gateway` an OpenFaaS gateway?"
-        return kind(cluster, function, problem, status=status, hint=hint)
+        return RequestRefused(
+            cluster, function, problem, status=status, hint="is `gateway` an OpenFaaS gateway?"
+        )
+    if status == 409:
+        hint = "another program may be changing it: try again"
+        return Conflict(cluster, function, problem, status=status, hint=hint)
+    if status == 413:
+        hint = "what is large belongs into the store, or into an image"
+        return TooLarge(cluster, function, problem, status=status, hint=hint)
     if status == 429:
         wait_s = http.retry_after_s(answer.headers)
         return Throttled(
             cluster,
             function,
             problem,
-            retry_after_s=BUSY_S if wait_s is None else wait_s,
+            retry_after_s=busy_wait_s if wait_s is None else wait_s,
             hint="raise max_inflight of the function, or lower the invocations in flight",
         )
-    if status >= 500:
-        unknown = InvocationUnknown if wrote else ProviderUnavailable
-        return unknown(cluster, function, problem, status=status)
-    if 300 <= status < 400:
-        return RequestRefused(
-            cluster,
-            function,
-            f"HTTP {status}: redirected, and credentials are not taken elsewhere",
-            status=status,
-            hint="`gateway` must be the gateway itself; https instead of http?",
-        )
-    return RequestRefused(cluster, function, problem, status=status)
+    return http.refusal(cluster, function, answer, wrote=wrote, key="gateway")
 
 
 def _updated_ms(notes: Mapping[str, str], status: Mapping[str, Any]) -> int:

@@ -44,6 +44,7 @@ class Connection:
     slots: asyncio.Semaphore = field(repr=False)  # requests in flight
     connect_timeout_s: float
     read_timeout_s: float
+    busy_wait_s: float
     clock: Clock
 
     async def close(self) -> None:
@@ -91,7 +92,12 @@ class Connection:
     def refusal(self, method: str, function: str, answer: http.Answer) -> ProviderError:
         """The error that an answer other than 2xx stands for."""
         return records.refusal(
-            self.cluster, function, answer, wrote=method != "GET", now_ms=self.clock.now_ms()
+            self.cluster,
+            function,
+            answer,
+            wrote=method != "GET",
+            now_ms=self.clock.now_ms(),
+            busy_wait_s=self.busy_wait_s,
         )
 
     async def exchange(

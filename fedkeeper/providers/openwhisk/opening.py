@@ -44,5 +44,7 @@ async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, Client
         connect_timeout_s=opening.connect_timeout_s,
         read_timeout_s=opening.request_timeout_s,
         deploy_timeout_s=opening.deploy_timeout_s,
+        busy_wait_s=opening.busy_wait_s,
+        limits_fresh_s=opening.limits_fresh_s,
     ) as provider:
         yield provider, access

@@ -11,9 +11,9 @@ from typing import Final
 
 from fedkeeper.clock import Clock
 from fedkeeper.errors import Throttled
-from fedkeeper.providers.openwhisk.records import BUSY_S, UserLimits, is_per_minute
+from fedkeeper.providers.openwhisk.records import UserLimits, is_per_minute
 
-BUSY_S_MAX: Final = 8.0  # the pause doubles up to this while the platform stays full
+BUSY_TIMES_MAX: Final = 8  # the pause doubles up to so many times the first while the platform stays full
 AT_ONCE_MAX: Final = 64  # above so many requests at once, after a pause, none is held back any more
 MARGIN_S: Final = 0.5  # a minute begins later for whose clock is ahead
 
@@ -23,11 +23,12 @@ class Pace:
     """One namespace's. A refusal is waited out by the platform's clock, the rest goes by ours."""
 
     clock: Clock
+    busy_wait_s: float  # first pause when too much is in flight
     limits: UserLimits = field(default_factory=UserLimits)
     _minute: int = -1
     _sent: int = 0  # in that minute
     _shut_ms: int = 0  # nothing is sent before
-    _pause_s: float = BUSY_S
+    _doubled: int = 1  # how many times the first pause the next one is
     _at_once: int | None = None  # requests under way at most; None: any number
     _under_way: int = 0
 
@@ -41,7 +42,7 @@ class Pace:
         if self.limits.per_minute is not None and self._sent >= self.limits.per_minute:
             return 60 - now_ms / 1000 % 60 + MARGIN_S
         if self._at_once is not None and self._under_way >= self._at_once:
-            return BUSY_S
+            return self.busy_wait_s
         self._sent += 1
         self._under_way += 1
         return 0.0
@@ -50,14 +51,14 @@ class Pace:
         """One that was sent has an answer, or never will have; `refusal`: it was one too many."""
         self._under_way -= 1
         if refusal is None:
-            self._pause_s = BUSY_S
+            self._doubled = 1
             if self._at_once is not None:
                 self._at_once = self._at_once * 2 if self._at_once < AT_ONCE_MAX else None
             return
         pause_s = refusal.retry_after_s
         if not is_per_minute(refusal.problem):  # one tries, when the pause is over; then two, then four
-            pause_s = max(pause_s, self._pause_s)
-            self._pause_s = min(self._pause_s * 2, BUSY_S_MAX)
+            pause_s = max(pause_s, self.busy_wait_s * self._doubled)
+            self._doubled = min(self._doubled * 2, BUSY_TIMES_MAX)
             self._at_once = 1
         now_ms = self.clock.now_ms()
         self._shut_ms = max(self._shut_ms, now_ms + round(pause_s * 1000))

@@ -33,8 +33,7 @@ from fedkeeper.providers.openwhisk.pacing import Pace
 
 PAGE: Final = 200  # the platform's own maximum
 PAGES_MAX: Final = 100
-LIMITS_FRESH_S: Final = 600.0  # an operator may change them
-LIMITS_AGAIN_S: Final = 60.0  # after they could not be read
+LIMITS_AGAIN: Final = 0.1  # of the time that limits hold: asked again after so much, if they were not told
 FEW: Final = 4  # so many records are fetched one by one
 RECORD_BYTES_MAX: Final = 24 * 2**20  # result 1 MB and logs 10 MB, as JSON
 ENTITY_BYTES_MAX: Final = 72 * 2**20  # the answer to PUT has the code in it: 48 MB of base64
@@ -51,6 +50,7 @@ class OpenWhisk:
     deploy_timeout_s: float
     clock: Clock
     pace: Pace = field(repr=False)
+    limits_fresh_s: float  # an operator may change them
     learning: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # the limits
     learn_again_ms: int = 0
     platform: str = "openwhisk"
@@ -70,11 +70,14 @@ class OpenWhisk:
         connect_timeout_s: float = 10.0,
         read_timeout_s: float = 60.0,
         deploy_timeout_s: float = 300.0,
+        busy_wait_s: float = 1.0,
+        limits_fresh_s: float = 600.0,
         clock: Clock | None = None,
     ) -> AsyncIterator[Self]:
         """A provider for `api_host` ("https://host[:port]"), closed at the end.
 
-        `auth` is "uuid:key"; namespace "_" is the one the key belongs to. Nothing is sent yet.
+        `auth` is "uuid:key"; namespace "_" is the one the key belongs to. Nothing is sent yet. `busy_wait_s`:
+        the first pause when too much is in flight; `limits_fresh_s`: how long `/limits` are relied on.
         Raises ConfigError if host, key or ca_file cannot be right.
         """
         credentials = auth.get_secret_value().strip()
@@ -96,6 +99,7 @@ class OpenWhisk:
             slots=asyncio.Semaphore(requests_in_flight_max),
             connect_timeout_s=connect_timeout_s,
             read_timeout_s=read_timeout_s,
+            busy_wait_s=busy_wait_s,
             clock=clock,
         )
         provider = cls(
@@ -103,7 +107,8 @@ class OpenWhisk:
             connection=connection,
             deploy_timeout_s=deploy_timeout_s,
             clock=clock,
-            pace=Pace(clock),
+            pace=Pace(clock, busy_wait_s),
+            limits_fresh_s=limits_fresh_s,
         )
         try:
             yield provider
@@ -183,12 +188,12 @@ class OpenWhisk:
         async with self.learning:
             if self.clock.now_ms() < self.learn_again_ms:
                 return
-            fresh_s = LIMITS_FRESH_S
+            fresh_s = self.limits_fresh_s
             try:
                 self.pace.limits = await self.limits()
             except ProviderError as exc:
                 log.info("limits not known", cluster=self.cluster, problem=str(exc))
-                fresh_s = LIMITS_AGAIN_S
+                fresh_s *= LIMITS_AGAIN
             self.learn_again_ms = self.clock.now_ms() + round(fresh_s * 1000)
 
     async def _start(self, function: str, body: bytes) -> str:

@@ -15,7 +15,6 @@ from fedkeeper.errors import (
     Conflict,
     FunctionMissing,
     InvocationFailed,
-    InvocationUnknown,
     ProviderError,
     ProviderUnavailable,
     RequestRefused,
@@ -29,7 +28,6 @@ DEFAULT_KIND: Final = "python:default"  # "python:3" is no kind any more; this o
 ACTIVATION_HEADER: Final = "x-openwhisk-activation-id"
 DIGEST_ANNOTATION: Final = "fedkeeper-digest"
 OWNER_ANNOTATION: Final = "fedkeeper-experiment"
-BUSY_S: Final = 1.0  # until there may be room again, when too many activations are in flight
 # Annotations that may be shown. Others can hold secrets: require-whisk-auth is a password.
 _SHOWN: Final = {DIGEST_ANNOTATION, OWNER_ANNOTATION, "exec", "provide-api-key", "description", "final"}
 
@@ -126,13 +124,16 @@ def activation_id(answer: http.Answer) -> str:
     return named if isinstance(named, str) else ""
 
 
-def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, now_ms: int) -> ProviderError:
+def refusal(
+    cluster: str, function: str, answer: http.Answer, *, wrote: bool, now_ms: int, busy_wait_s: float
+) -> ProviderError:
     """The error that an answer other than 2xx stands for.
 
-    `wrote`: the request could change something, so that a 5xx leaves open whether it did.
+    `wrote`: the request could change something, so that a 5xx leaves open whether it did. `busy_wait_s`: when
+    to come back where too much is in flight.
     """
     status = answer.status
-    problem = f"HTTP {status}: {http.error_text(answer.body)}".rstrip(": ")
+    problem = http.problem(answer)
     if status in _REFUSALS:
         kind, hint = _REFUSALS[status]
         return kind(cluster, function, problem, status=status, hint=hint)
@@ -141,28 +142,15 @@ def refusal(cluster: str, function: str, answer: http.Answer, *, wrote: bool, no
             cluster,
             function,
             problem,
-            retry_after_s=_retry_after_s(problem, answer.headers, now_ms),
+            retry_after_s=_retry_after_s(problem, answer.headers, now_ms, busy_wait_s),
             hint="lower the invocations in flight, or raise the namespace's limits",
         )
     if status == 503 and _is_openwhisk(answer):  # its load balancer has no invoker: nothing was begun
         return ProviderUnavailable(cluster, function, problem, status=status, hint="has it healthy invokers?")
-    if status >= 500:
-        named = activation_id(answer)
-        if wrote and named and status == 502:
-            return InvocationFailed(
-                cluster, function, _failure(answer) or problem, activation_id=named, status=status
-            )
-        unknown = InvocationUnknown if wrote else ProviderUnavailable
-        return unknown(cluster, function, problem, status=status)
-    if 300 <= status < 400:
-        return RequestRefused(
-            cluster,
-            function,
-            f"HTTP {status}: redirected, and credentials are not taken elsewhere",
-            status=status,
-            hint="api_host must be the API host itself; https instead of http?",
-        )
-    return RequestRefused(cluster, function, problem, status=status)
+    if wrote and status == 502 and (named := activation_id(answer)):
+        reason = _failure(answer) or problem
+        return InvocationFailed(cluster, function, reason, activation_id=named, status=status)
+    return http.refusal(cluster, function, answer, wrote=wrote, key="api_host")
 
 
 _REFUSALS: Final[Mapping[int, tuple[type[RequestRefused], str]]] = {
@@ -223,14 +211,14 @@ def _count(plain: Mapping[str, Any], key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _retry_after_s(problem: str, headers: Mapping[str, str], now_ms: int) -> float:
+def _retry_after_s(problem: str, headers: Mapping[str, str], now_ms: int, busy_wait_s: float) -> float:
     """OpenWhisk sends no Retry-After. Its window is the clock minute, in which every attempt counts."""
     given = http.retry_after_s(headers)
     if given is not None:
         return given
     if is_per_minute(problem):
         return 60.0 - http.server_second(headers, now_ms=now_ms) + 0.5
-    return BUSY_S
+    return busy_wait_s
 
 
 def is_per_minute(problem: str) -> bool:
