@@ -32,7 +32,7 @@ _WORDS: Final = {
     408: "deadline exceeded",
     413: "payload too large",
     429: "resource exhausted",
-    500: "function error",
+    502: "unavailable",
     503: "unavailable",
     504: "deadline exceeded",
 }
@@ -172,7 +172,7 @@ class Calls:
 def activation(call: Call, answer: http.Answer, *, start_ms: int, end_ms: int) -> Activation:
     """The function's answer, or the platform's in its place. Times are those seen from here."""
     ok = 200 <= answer.status < 300
-    word = "ok" if ok else _WORDS.get(answer.status, "refused")
+    word = "ok" if ok else _WORDS.get(answer.status, "refused" if answer.status < 500 else "function error")
     reason = "" if ok else f"HTTP {answer.status} {word}: {http.error_text(answer.body)}"
     return Activation(
         activation_id=call.activation_id,

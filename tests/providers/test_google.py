@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 
 from fedkeeper.errors import (
-    AuthenticationRefused,
     ConfigError,
     DeploymentFailed,
-    FunctionMissing,
     InvocationUnknown,
-    ProviderError,
     ProviderUnavailable,
     RequestRefused,
-    Throttled,
 )
 from fedkeeper.providers.google import resources
 from fedkeeper.providers.google.provider import Google
@@ -35,53 +31,6 @@ from tests.providers.canned_google import (
     paths,
     refused,
 )
-
-REFUSALS = [
-    ("list", "GET", "/functions", 400, "INVALID_ARGUMENT", RequestRefused),
-    ("list", "GET", "/functions", 403, "PERMISSION_DENIED", AuthenticationRefused),
-    ("list", "GET", "/functions", 404, "NOT_FOUND", RequestRefused),  # the project or region, not a function
-    ("list", "GET", "/functions", 429, "RESOURCE_EXHAUSTED", Throttled),
-    ("check", "GET", "/functions", 500, "INTERNAL", ProviderUnavailable),
-    ("check", "GET", "/functions", 503, "UNAVAILABLE", ProviderUnavailable),
-    ("deploy", "GET", "/functions/client-3", 403, "PERMISSION_DENIED", AuthenticationRefused),
-    ("deploy", "POST", ":generateUploadUrl", 404, "NOT_FOUND", RequestRefused),
-    ("deploy", "PATCH", "/functions/client-3", 400, "INVALID_ARGUMENT", RequestRefused),
-    ("deploy", "PATCH", "/functions/client-3", 404, "NOT_FOUND", FunctionMissing),
-    ("deploy", "PATCH", "/functions/client-3", 409, "ABORTED", RequestRefused),
-    ("deploy", "PATCH", "/functions/client-3", 429, "RESOURCE_EXHAUSTED", Throttled),
-    ("deploy", "PATCH", "/functions/client-3", 500, "INTERNAL", InvocationUnknown),
-    ("deploy", "PATCH", "/functions/client-3", 504, "DEADLINE_EXCEEDED", InvocationUnknown),
-    ("deploy", "PUT", "ecret", 403, "DENIED", RequestRefused),
-    ("deploy", "PUT", "ecret", 503, "UNAVAILABLE", ProviderUnavailable),
-    ("remove", "DELETE", "/functions/client-3", 403, "PERMISSION_DENIED", AuthenticationRefused),
-    ("remove", "DELETE", "/functions/client-3", 503, "UNAVAILABLE", InvocationUnknown),
-    ("invoke", "GET", "/functions/client-3", 404, "NOT_FOUND", FunctionMissing),
-    ("invoke", "GET", "/functions/client-3", 503, "UNAVAILABLE", ProviderUnavailable),
-    ("invoke", "POST", "/token", 400, "invalid_grant", AuthenticationRefused),
-]
-
-
-@pytest.mark.parametrize(("what", "method", "end", "status", "word", "kind"), REFUSALS)
-async def test_every_refusal_is_one_typed_error(
-    google_cloud: Google, cloud: Canned, what: str, method: str, end: str, status: int, word: str, kind: type
-) -> None:
-    """Its class says what to do and whether it may have happened; it is sent once; no secret in it."""
-    body = {"error": word} if end == "/token" else refused(status, word)
-    cloud.when(method, end, status, body)
-    with pytest.raises(ProviderError) as caught:
-        await act(google_cloud, what)
-    assert type(caught.value) is kind
-    assert caught.value.definite is (kind is not InvocationUnknown)
-    assert len([seen for seen in cloud.seen if (seen.method, seen.path[-len(end) :]) == (method, end)]) == 1
-    assert "sig=" not in repr(caught.value)
-    assert "geheim" not in repr(caught.value)
-
-
-async def test_a_login_that_the_api_refuses_is_named(google_cloud: Google, cloud: Canned) -> None:
-    """The SDK answers a 401 by renewing its credentials; what comes out is still AuthenticationRefused."""
-    cloud.when("GET", "/functions", 401, refused(401, "UNAUTHENTICATED"))
-    with pytest.raises(AuthenticationRefused):
-        await google_cloud.check()
 
 
 async def test_the_api_away_is_nothing_sent(unused_tcp_port: int, cloud: Canned) -> None:

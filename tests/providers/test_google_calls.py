@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -49,34 +48,6 @@ async def test_the_call_returns_while_the_function_runs(google_cloud: Google, cl
     cloud.hold.set()
     assert (await ending(google_cloud, one)).ok
     assert paths(cloud).count(("POST", "/fn/client-3")) == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "reason"),
-    [
-        (401, b"<html>", "HTTP 401 unauthenticated"),
-        (
-            403,
-            b"\n<html><head>\n<title>403 Forbidden</title>\n</head>\n<body><h1>Error: Forbidden</h1>"
-            b"\n<h2>Your client may not get <code>/x</code>.</h2>\n<h2></h2>\n</body></html>\n",
-            "HTTP 403 permission denied: Error: Forbidden Your client may not get /x .",
-        ),
-        (403, b"", "HTTP 403 permission denied"),
-        (404, b"", "HTTP 404 not found"),
-        (429, b"Rate exceeded.", "HTTP 429 resource exhausted: Rate exceeded."),
-        (500, {"error": "boom"}, "HTTP 500 function error: boom"),
-        (503, b"", "HTTP 503 unavailable"),
-        (504, b"upstream request timeout", "HTTP 504 deadline exceeded: upstream request timeout"),
-        (302, b"", "HTTP 302 refused"),
-    ],
-)
-async def test_what_a_call_came_to_is_told_by_ended(
-    google_cloud: Google, cloud: Canned, status: int, body: Any, reason: str
-) -> None:
-    """After sending, a refusal is an activation that failed, with the reason."""
-    cloud.when("POST", "/fn/client-3", status, body)
-    ended = await ending(google_cloud, await act(google_cloud, "invoke"))
-    assert (ended.ok, ended.reason) == (False, reason)
 
 
 @pytest.mark.parametrize(("status", "again"), [(401, True), (500, False)])

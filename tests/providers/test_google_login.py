@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +18,11 @@ from google.auth.crypt import RSASigner
 from fedkeeper.clock import FakeClock
 from fedkeeper.errors import AuthenticationRefused
 from fedkeeper.providers.google import resources
-from fedkeeper.providers.google.login import IdTokens
+from fedkeeper.providers.google.login import IdTokens, Limits
 from fedkeeper.providers.google.provider import Google
 from tests.providers.canned import Canned, Seen
 from tests.providers.canned_google import account, ending, open_to, private_key, refused
+from tests.providers.google_elsewhere import elsewhere
 
 NOW_MS = 1_800_000_000_000
 
@@ -105,47 +104,9 @@ async def test_an_emulator_may_ask_for_nothing(cloud: Canned) -> None:
         assert asked(cloud) == 0
         assert not any("Authorization" in seen.headers for seen in cloud.seen)
         cloud.when("GET", "/functions", 401, refused(401, "UNAUTHENTICATED"))
-        with pytest.raises(AuthenticationRefused):
+        with pytest.raises(AuthenticationRefused, match="HTTP 401") as caught:
             await provider.check()
-
-
-PROGRAM = """
-import asyncio, sys
-from fedkeeper.errors import FedKeeperError
-from fedkeeper.providers.google import resources
-from fedkeeper.providers.google.login import IdTokens
-from fedkeeper.providers.google.provider import Google
-
-async def main(url):
-    async with Google.open("gcf", project="p", region="l", api_endpoint=url) as provider:
-        await provider.check()
-        one = await provider.invoke("client_3", {}, key="k", timeout_s=10)
-        async with asyncio.timeout(10):
-            while not (ended := await provider.ended([one], since_ms=0)):
-                await asyncio.sleep(0.01)
-        print("ok" if ended[one].ok else ended[one].reason)
-
-try:
-    asyncio.run(main(sys.argv[1]))
-except FedKeeperError as exc:
-    print(type(exc).__name__, exc, exc.hint)
-"""
-
-
-async def elsewhere(url: str, folder: Path, **environment: str) -> str:
-    """What a process says that has only Application Default Credentials, of that environment."""
-    bare = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "NO_GCE_CHECK": "true", **environment}
-
-    def run() -> str:
-        argv = [sys.executable, "-c", PROGRAM, url]
-        root = Path(__file__).parents[2]
-        done = subprocess.run(
-            argv, env=bare, cwd=root, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    return await asyncio.to_thread(run)
+        assert "auth.anonymous" in caught.value.hint
 
 
 def metadata_server(seen: Seen) -> tuple[int, Any, dict[str, str]]:
@@ -210,7 +171,7 @@ async def test_a_users_login_gives_no_id_tokens_and_is_told_so() -> None:
     """It may use the API; calling a function is refused with the way out, before anything is sent."""
     user = google.oauth2.credentials.Credentials("of-a-user")
     with ThreadPoolExecutor(1) as threads:
-        tokens = IdTokens("gcf", user, threads, FakeClock())
+        tokens = IdTokens("gcf", user, threads, FakeClock(), limits=Limits(connect_s=1, answer_s=1))
         with pytest.raises(google.auth.exceptions.DefaultCredentialsError) as caught:
             await tokens.token("http://127.0.0.1:1/fn")
         tokens.close()

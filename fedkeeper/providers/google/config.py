@@ -11,6 +11,7 @@ from fedkeeper.config import functions, providers
 from fedkeeper.config.base import ConfigPath, Name, Number, Section, Text, empty
 from fedkeeper.config.functions import Seconds
 from fedkeeper.config.providers import ApiHost, Route
+from fedkeeper.providers.google.quotas import READS_PER_MINUTE, WRITES_PER_MINUTE
 
 
 class Auth(Section):
@@ -69,12 +70,11 @@ class Cluster(providers.Cluster):
         default="https://cloudfunctions.googleapis.com", description="address of the Cloud Functions API"
     )
     reads_per_minute: Annotated[PositiveInt, Number] = Field(
-        default=3000,
-        description="requests that only ask the API (count per minute): the project's quota, shared by its"
-        " clusters",
+        default=READS_PER_MINUTE,
+        description="requests that only ask the API (count per minute): the project's quota in that region",
     )
     writes_per_minute: Annotated[PositiveInt, Number] = Field(
-        default=48, description="requests that deploy or remove (count per minute), likewise"
+        default=WRITES_PER_MINUTE, description="requests that deploy or remove (count per minute), likewise"
     )
     route: Route = Field(
         default="invoker",

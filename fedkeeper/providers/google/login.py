@@ -27,6 +27,7 @@ from fedkeeper.providers.google import resources
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 LOCAL_UNIVERSE: Final = "fedkeeper.invalid"
+_LOGIN_RETRIES: Final = 3  # as google-auth has it: a token may be asked for again
 TOKEN_MARGIN_S: Final = 300.0  # tokens live for an hour; one that is about to expire is not sent
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +61,36 @@ def find_credentials(cluster: str, info: Mapping[str, Any] | None, *, anonymous:
         raise resources.failure(cluster, "", exc, wrote=False) from exc
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a request may take, in seconds: until it is connected, and until something is answered."""
+
+    connect_s: float
+    answer_s: float
+
+
+class _LimitedAdapter(requests.adapters.HTTPAdapter):
+    """Holds every request to `limits`. The libraries know one number for both, or none, or two minutes."""
+
+    def __init__(self, limits: Limits, *, retries: int = 0) -> None:
+        self._limits = limits
+        super().__init__(max_retries=retries)
+
+    def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
+        """As `requests` has it, which gives `timeout` by its name."""
+        asked, answer_s = options.get("timeout"), self._limits.answer_s
+        if isinstance(asked, int | float):
+            answer_s = min(asked, answer_s)
+        options["timeout"] = (self._limits.connect_s, answer_s)
+        return super().send(request, *args, **options)
+
+
+def limit(session: requests.Session, limits: Limits, *, retries: int = 0) -> None:
+    """Hold what `session` sends to `limits`; `retries` of what never left this machine or may be repeated."""
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _LimitedAdapter(limits, retries=retries))
+
+
 @dataclass(frozen=True, slots=True)
 class _Token:
     text: str
@@ -67,17 +98,34 @@ class _Token:
     expires_ms: int
 
 
+def _dated(text: str) -> _Token:
+    claims = google.auth.jwt.decode(text, verify=False)
+    expires_s, issued_s = float(claims.get("exp", 0)), float(claims.get("iat", 0))
+    margin_s = min(TOKEN_MARGIN_S, max(0.0, expires_s - issued_s) / 2)  # half of a short life is used
+    return _Token(text, round((expires_s - margin_s) * 1000), round(expires_s * 1000))
+
+
 class IdTokens:
     """Tokens that prove to a function who calls; one per function, renewed before it expires."""
 
-    def __init__(self, cluster: str, credentials: Any, threads: ThreadPoolExecutor, clock: Clock) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        credentials: Any,
+        threads: ThreadPoolExecutor,
+        clock: Clock,
+        *,
+        limits: Limits,
+    ) -> None:
         self._cluster = cluster
         self._credentials = credentials
         self._threads = threads
         self._clock = clock
         self._tokens: dict[str, _Token] = {}  # by audience
         self._locks: dict[str, asyncio.Lock] = {}
-        self._session = _session(URL(str(getattr(credentials, "_token_uri", "") or "")))
+        self._session = requests.Session()
+        self._session.trust_env = not http.is_loopback(URL(str(getattr(credentials, "_token_uri", "") or "")))
+        limit(self._session, limits)
 
     async def token(self, audience: str) -> str:
         """A token for `audience`; empty for callers without credentials. Raises google.auth's errors.
@@ -92,7 +140,7 @@ class IdTokens:
                 return known.text
             loop = asyncio.get_running_loop()
             try:
-                text = await loop.run_in_executor(self._threads, self._new, audience)
+                token = await loop.run_in_executor(self._threads, self._new, audience)
             except auth_errors.TransportError as exc:
                 if known is None or self._clock.now_ms() >= known.expires_ms:
                     raise
@@ -102,8 +150,8 @@ class IdTokens:
                     problem=http.describe(exc),
                 )
                 return known.text
-            self._tokens[audience] = self._dated(text)
-            return text
+            self._tokens[audience] = token
+            return token.text
 
     def forget(self, audience: str) -> None:
         """The function did not take it: get another one next time."""
@@ -113,17 +161,21 @@ class IdTokens:
         """Give the connections back."""
         self._session.close()
 
-    def _dated(self, text: str) -> _Token:
-        claims = google.auth.jwt.decode(text, verify=False)
-        expires_s, issued_s = float(claims.get("exp", 0)), float(claims.get("iat", 0))
-        margin_s = min(TOKEN_MARGIN_S, max(0.0, expires_s - issued_s) / 2)  # half of a short life is used
-        return _Token(text, round((expires_s - margin_s) * 1000), round(expires_s * 1000))
-
-    def _new(self, audience: str) -> str:
+    def _new(self, audience: str) -> _Token:
         request = google.auth.transport.requests.Request(self._session)
         credentials = self._for(audience, request)
-        credentials.refresh(request)
-        return str(credentials.token)
+        try:
+            credentials.refresh(request)
+            return _dated(str(credentials.token))
+        except auth_errors.GoogleAuthError:
+            raise
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as exc:  # google-auth takes any 200 for a token
+            raise auth_errors.RefreshError("the answer holds no token") from exc
 
     def _for(self, audience: str, request: Any) -> Any:
         """ID token credentials of the same identity as the API's."""
@@ -143,7 +195,7 @@ class IdTokens:
         )
 
 
-def open_client(credentials: Any, api_endpoint: str) -> Any:
+def open_client(credentials: Any, api_endpoint: str, limits: Limits) -> Any:
     """The official client over REST."""
     options = {"api_endpoint": api_endpoint} if api_endpoint else {}
     here = bool(api_endpoint) and http.is_loopback(URL(api_endpoint))
@@ -154,20 +206,22 @@ def open_client(credentials: Any, api_endpoint: str) -> Any:
     client = functions.FunctionServiceClient(
         credentials=credentials, transport="rest", client_options=options or None
     )
-    if here:
-        # The client makes its own sessions and would pass loopback requests to HTTP_PROXY.
-        client.transport._session.trust_env = False
-        client.transport.operations_client.transport._session.trust_env = False
+    for session in _sessions(client):
+        session.max_redirects = 0  # credentials go where the config says and nowhere else
+        if here:  # the client makes its own sessions and would pass loopback requests to HTTP_PROXY
+            session.trust_env = False
+        if not session.is_mtls:  # else its adapter holds the client's certificate
+            limit(session, limits)
+            limit(session._auth_request_session, limits, retries=_LOGIN_RETRIES)
     return client
 
 
 def close_client(client: Any) -> None:
     """Give its connections back; the client has no way to close its operations' transport."""
-    client.transport.operations_client.transport._session.close()
-    client.transport.close()
+    for session in _sessions(client):
+        session.close()
 
 
-def _session(url: URL) -> requests.Session:
-    session = requests.Session()
-    session.trust_env = not http.is_loopback(url)
-    return session
+def _sessions(client: Any) -> tuple[Any, Any]:
+    """Both sessions of the client: the API's, and that of its operations."""
+    return client.transport._session, client.transport.operations_client.transport._session

@@ -31,10 +31,10 @@ from fedkeeper.providers import http
 from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
 from fedkeeper.providers.calls import REFUSED, Call, Calls
 from fedkeeper.providers.google import resources
-from fedkeeper.providers.google.login import IdTokens, close_client, find_credentials, open_client
+from fedkeeper.providers.google.login import IdTokens, Limits, close_client, find_credentials, open_client
 from fedkeeper.providers.google.quotas import READS_PER_MINUTE, WRITES_PER_MINUTE, Pace
 from fedkeeper.providers.google.uploading import upload
-from fedkeeper.providers.google.waiting import Watch
+from fedkeeper.providers.google.waiting import Blame, Watch
 
 T = TypeVar("T")
 THREADS_MAX: Final = 32
@@ -68,6 +68,7 @@ class Google:
         threads: ThreadPoolExecutor,
         reads: Pace,
         writes: Pace,
+        connect_timeout_s: float,
         request_timeout_s: float,
         deploy_timeout_s: float,
     ) -> None:
@@ -80,6 +81,7 @@ class Google:
         self._threads = threads
         self._reads = reads
         self._writes = writes
+        self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._deploy_timeout_s = deploy_timeout_s
         self._known: dict[str, tuple[str, int]] = {}  # function -> (url, memory in MB)
@@ -115,8 +117,8 @@ class Google:
             api_endpoint: e.g. "http://127.0.0.1:8085" for the embedded fabric; empty: Google's.
             requests_in_flight_max: of the management API; each takes a thread, 32 at most.
             calls_in_flight_max: activations; each takes a connection until it ends.
-            connect_timeout_s: for a connection.
-            request_timeout_s: for an answer of the management API.
+            connect_timeout_s: for a connection, to whatever is called.
+            request_timeout_s: for an answer of the management API or of a token endpoint.
             deploy_timeout_s: for an upload, and for a build or a deletion.
             reads_per_minute: requests to the API that only ask (the platform's quota; 0: any number).
             writes_per_minute: those that deploy or remove.
@@ -146,8 +148,9 @@ class Google:
             credentials = await loop.run_in_executor(
                 threads, partial(find_credentials, cluster, service_account, anonymous=anonymous)
             )
-            client = await loop.run_in_executor(threads, open_client, credentials, api_endpoint)
-            tokens = IdTokens(cluster, credentials, threads, clock)
+            limits = Limits(connect_s=connect_timeout_s, answer_s=request_timeout_s)
+            client = await loop.run_in_executor(threads, open_client, credentials, api_endpoint, limits)
+            tokens = IdTokens(cluster, credentials, threads, clock, limits=limits)
             yield cls(
                 cluster,
                 f"projects/{project}/locations/{region}",
@@ -158,6 +161,7 @@ class Google:
                 threads=threads,
                 reads=Pace(clock, per_minute=reads_per_minute),
                 writes=Pace(clock, per_minute=writes_per_minute),
+                connect_timeout_s=connect_timeout_s,
                 request_timeout_s=request_timeout_s,
                 deploy_timeout_s=deploy_timeout_s,
             )
@@ -203,7 +207,7 @@ class Google:
                 function, self._client.create_function, request, wrote=True, of_function=False
             )
         self._known.pop(function, None)
-        return resources.deployed(await self._finished(function, operation, progress))
+        return resources.deployed(await self._finished(function, operation, resources.build_failed, progress))
 
     async def remove(self, function: str) -> bool:
         """Delete it and wait until it is gone; False if there was none."""
@@ -211,9 +215,9 @@ class Google:
         request = functions.DeleteFunctionRequest(name=self._name(function))
         try:
             operation = await self._call(function, self._client.delete_function, request, wrote=True)
+            await self._finished(function, operation, resources.removal_failed)
         except FunctionMissing:
             return False
-        await self._finished(function, operation)
         return True
 
     async def list(self) -> tuple[Deployed, ...]:
@@ -315,11 +319,14 @@ class Google:
         place = await self._call(
             package.function, self._client.generate_upload_url, request, wrote=False, of_function=False
         )
-        await upload(self.cluster, package, place.upload_url, self._session, timeout_s=self._deploy_timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self._deploy_timeout_s, sock_connect=self._connect_timeout_s)
+        await upload(self.cluster, package, place.upload_url, self._session, timeout)
         return place.storage_source
 
-    async def _finished(self, function: str, operation: Any, progress: Progress = untold) -> Any:
-        """The operation's result. Raises DeploymentFailed with the build's message."""
+    async def _finished(
+        self, function: str, operation: Any, blame: Blame, progress: Progress = untold
+    ) -> Any:
+        """The operation's result. Raises what `blame` makes of its error."""
 
         async def look(done: Callable[[], T]) -> T:
             try:
@@ -328,7 +335,7 @@ class Google:
             except _SDK_ERRORS as exc:
                 raise resources.failure(self.cluster, function, exc, wrote=False, of_function=False) from exc
 
-        watch = Watch(self.cluster, function, operation, look, progress=progress)
+        watch = Watch(self.cluster, function, operation, look, blame=blame, progress=progress)
         return await watch.result(timeout_s=self._deploy_timeout_s)
 
     async def _call(

@@ -1,4 +1,8 @@
-"""The Cloud Functions API's quotas, which count requests per minute: pacing, and what a refusal says."""
+"""The Cloud Functions API's quotas, which count requests per minute: pacing, and what a refusal says.
+
+Source: https://docs.cloud.google.com/functions/quotas, section "Rate Limits", column 2nd gen: 1,200 reads and
+60 writes in 60 s, for a project in a region. A read describes or lists, a write deploys or deletes.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,8 @@ from typing import Any, Final
 
 from fedkeeper.clock import Clock
 
-# cloud.google.com/functions/quotas: 5,000 reads and 80 writes in 100 s, per project
-READS_PER_MINUTE: Final = 3000
-WRITES_PER_MINUTE: Final = 48
+READS_PER_MINUTE: Final = 1200
+WRITES_PER_MINUTE: Final = 60
 _WINDOW_MS: Final = 60_000
 _RETRY_INFO: Final = "google.rpc.RetryInfo"
 _DELAY: Final = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")

@@ -16,12 +16,15 @@ from google.cloud import functions_v2 as functions
 
 from fedkeeper.errors import (
     AuthenticationRefused,
+    Conflict,
+    DeploymentFailed,
     FunctionMissing,
     InvocationUnknown,
     ProviderError,
     ProviderUnavailable,
     RequestRefused,
     Throttled,
+    TooLarge,
 )
 from fedkeeper.providers import http
 from fedkeeper.providers.base import Deployed, Package
@@ -49,6 +52,7 @@ _LINK: Final = re.compile(r"(?:https?|file)://\S+")
 _LOG_TAIL: Final = re.compile(
     r"\s*(?:For more details see the logs at|Refer to build logs:?|Logs URL:)\s*\S+"
 )
+_ASKED: Final = re.compile(r"\A[A-Z]+ https?://\S+: ")  # the SDK puts its request before the platform's words
 _NAME: Final = re.compile(r"[a-z](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 _STATES: Final = {"ACTIVE": "active", "DEPLOYING": "deploying", "DELETING": "deploying", "FAILED": "failed"}
 
@@ -147,12 +151,13 @@ def memory_mb(text: str) -> int:
     return round(float(found[1]) * unit / 2**20)
 
 
-def build_problem(message: str, metadata: Any) -> tuple[str, str]:
-    """Why a build failed, on one line, and where its log is (empty: the platform does not say).
+def build_failed(cluster: str, function: str, exc: api.GoogleAPICallError, metadata: Any) -> DeploymentFailed:
+    """Why a build failed, on one line, with where its log is as the hint (none if the platform does not say).
 
     The link comes from the message, or from the stage that failed; the end of a long message is kept, which
     is where a traceback says what went wrong.
     """
+    message = str(exc.message)
     failed = (one for one in getattr(metadata, "stages", ()) if one.state_messages)
     found = _LINK.search(message)
     link = found[0].rstrip(".,;)") if found else next((one.resource_uri for one in failed), "")
@@ -160,7 +165,7 @@ def build_problem(message: str, metadata: Any) -> tuple[str, str]:
     line = " ".join(told.split())
     if len(line) > PROBLEM_MAX:
         line = f"{line[: PROBLEM_MAX // 3]} … {line[-PROBLEM_MAX * 2 // 3 :]}"
-    return line, link
+    return DeploymentFailed(cluster, function, line, hint=f"the build's log: {link}" if link else "")
 
 
 def stage_of(metadata: Any) -> str:
@@ -169,6 +174,12 @@ def stage_of(metadata: Any) -> str:
         if stage.state.name == "IN_PROGRESS":
             return f"{stage.name.name.lower()}: {stage.message}".rstrip(": ")
     return ""
+
+
+def removal_failed(cluster: str, function: str, exc: api.GoogleAPICallError, metadata: Any) -> ProviderError:
+    """Why a deletion that was begun did not come to its end: as if the API had refused it so."""
+    del metadata
+    return failure(cluster, function, exc, wrote=True)
 
 
 def failure(
@@ -185,12 +196,17 @@ def failure(
         isinstance(exc, auth.GoogleAuthError) and getattr(exc, "retryable", False)
     ):
         return ProviderUnavailable(cluster, function, f"not sent: no login: {http.describe(exc)}")
+    if isinstance(exc, auth.InvalidOperation):  # the client answers a 401 by renewing them
+        problem = f"HTTP 401, and these credentials cannot be renewed: {exc}"
+        return AuthenticationRefused(cluster, function, problem, status=401, hint=_ANONYMOUS_HINT)
     if isinstance(exc, auth.DefaultCredentialsError):
         return AuthenticationRefused(cluster, function, str(exc), hint=_NO_TOKENS_HINT)
     if isinstance(exc, auth.GoogleAuthError):  # a 401 surfaces as an attempt to renew the credentials
         return AuthenticationRefused(
             cluster, function, f"login refused: {type(exc).__name__}", hint=_LOGIN_HINT
         )
+    if isinstance(exc, requests.TooManyRedirects):
+        return RequestRefused(cluster, function, "redirected, not followed", hint="check api_endpoint")
     if isinstance(exc, requests.RequestException):
         if not wrote or _never_connected(exc):
             return ProviderUnavailable(cluster, function, f"no answer: {type(exc).__name__}")
@@ -203,6 +219,7 @@ _NO_TOKENS_HINT: Final = (
     "functions are called with ID tokens, which a service account gives and a user's login does not: write"
     " the cluster's auth, or gcloud auth application-default login --impersonate-service-account=ACCOUNT"
 )
+_ANONYMOUS_HINT: Final = "this API asks for credentials; with auth.anonymous none are sent"
 _LOGIN_HINT: Final = "check the cluster's service account, and that its clock and this machine's agree"
 
 
@@ -210,22 +227,41 @@ def _refusal(
     cluster: str, function: str, exc: api.GoogleAPICallError, *, wrote: bool, of_function: bool
 ) -> ProviderError:
     status = int(exc.code or 0)
-    problem = f"HTTP {status}: {http.short(str(exc.message or ''))}"
-    if status in (401, 403):
-        return AuthenticationRefused(cluster, function, problem, status=status, hint=_LOGIN_HINT)
-    if status == 404:
-        missing = FunctionMissing if of_function else RequestRefused
-        hint = "" if of_function else "check project and region, and that the API is enabled"
-        return missing(cluster, function, problem, status=status, hint=hint)
+    problem = f"HTTP {status}: {http.short(_ASKED.sub('', str(exc.message or '')))}"
     if status == 429:
         headers = getattr(exc.response, "headers", None) or {}
         wait_s = retry_info_s(exc.details or ())
         wait_s = http.retry_after_s(headers) if wait_s is None else wait_s
         return Throttled(cluster, function, problem, retry_after_s=QUOTA_S if wait_s is None else wait_s)
-    if status >= 500 or not status:
-        unknown = InvocationUnknown if wrote else ProviderUnavailable
-        return unknown(cluster, function, problem, status=status or None)
-    return RequestRefused(cluster, function, problem, status=status)
+    hint = ""
+    if status in (401, 403):
+        hint = _LOGIN_HINT
+    elif status == 404 and not of_function:
+        hint = "check project and region, and that the API is enabled"
+    kind = _kind(status, wrote=wrote, of_function=of_function)
+    return kind(cluster, function, problem, status=status or None, hint=hint)
+
+
+def _kind(status: int, *, wrote: bool, of_function: bool) -> type[ProviderError]:
+    """What an HTTP status of the API is; 0: none came. The statuses are those of google/rpc/code.proto."""
+    match status:
+        case 401 | 403:
+            return AuthenticationRefused
+        case 404 if of_function:
+            return FunctionMissing
+        case 408:  # the request did not arrive as a whole
+            return ProviderUnavailable
+        case 409:  # ALREADY_EXISTS, or ABORTED: another operation works on the function
+            return Conflict
+        case 413:
+            return TooLarge
+        case 501:
+            return RequestRefused
+        case 0 | 499:  # CANCELLED: it may have been at work already
+            return InvocationUnknown if wrote else ProviderUnavailable
+    if status >= 500:
+        return InvocationUnknown if wrote else ProviderUnavailable
+    return RequestRefused
 
 
 def _never_connected(exc: requests.RequestException) -> bool:

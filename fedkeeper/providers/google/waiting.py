@@ -10,14 +10,13 @@ import structlog
 from google.api_core import exceptions as api
 
 from fedkeeper.errors import (
-    DeploymentFailed,
     InvocationUnknown,
     ProviderError,
     ProviderUnavailable,
     Throttled,
 )
 from fedkeeper.providers.base import Progress
-from fedkeeper.providers.google import resources
+from fedkeeper.providers.google.resources import stage_of
 
 T = TypeVar("T")
 POLL_S: Final = (0.05, 5.0)  # first and longest pause between looks at an operation; each 1.5 times the last
@@ -26,18 +25,28 @@ TOLD_EVERY_S: Final = 30.0  # … and a stage that lasts is told again
 _log = structlog.get_logger(__name__)
 
 Run = Callable[[Callable[[], T]], Awaitable[T]]
+# What an operation's own error stands for: (cluster, function, error, the operation's metadata).
+Blame = Callable[[str, str, api.GoogleAPICallError, Any], ProviderError]
 
 
 class Watch:
     """One operation on one function, looked at until it ends."""
 
     def __init__(
-        self, cluster: str, function: str, operation: Any, run: Run[Any], *, progress: Progress
+        self,
+        cluster: str,
+        function: str,
+        operation: Any,
+        run: Run[Any],
+        *,
+        blame: Blame,
+        progress: Progress,
     ) -> None:
         self._cluster = cluster
         self._function = function
         self._operation = operation
         self._run = run  # a look at the API, in a thread and paced
+        self._blame = blame
         self._progress = progress
         self._stage = ""
         self._told_s = 0.0  # of the waiting, when progress was last told
@@ -45,8 +54,8 @@ class Watch:
     async def result(self, *, timeout_s: float) -> Any:
         """What the operation came to. A look that fails is not the operation's end: the next one tells.
 
-        Raises DeploymentFailed (with the build's message and log), InvocationUnknown after `timeout_s`, and
-        what the platform says when it will not tell (401, 403, 404).
+        Raises what `blame` makes of the operation's error, InvocationUnknown after `timeout_s`, and what the
+        platform says when it will not tell (401, 403, 404).
         """
         loop = asyncio.get_running_loop()
         started_s = loop.time()
@@ -81,13 +90,11 @@ class Watch:
         try:
             return self._operation.result(timeout=0)
         except api.GoogleAPICallError as exc:
-            problem, link = resources.build_problem(str(exc.message), self._operation.metadata)
-            hint = f"the build's log: {link}" if link else ""
-            raise DeploymentFailed(self._cluster, self._function, problem, hint=hint) from exc
+            raise self._blame(self._cluster, self._function, exc, self._operation.metadata) from exc
 
     def _tell(self, waited_s: float) -> None:
         """Say which stage it is in: in the log when that changes, to people when it takes long."""
-        stage = resources.stage_of(self._operation.metadata)
+        stage = stage_of(self._operation.metadata)
         if stage != self._stage:
             self._stage, self._told_s = stage, 0.0
             _log.info("deploying", cluster=self._cluster, function=self._function, stage=stage)
