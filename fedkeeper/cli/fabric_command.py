@@ -97,9 +97,24 @@ def _image(pair: str) -> tuple[str, str]:
     help="OpenWhisk image that a runtime of this machine stands in for, e.g. me/tf:1=python:default; may be"
     " repeated. Others are answered as if they could not be pulled.",
 )
+@click.option(
+    "--connections-max",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Most open connections; for more, the one that has waited longest for its client is closed"
+    " [default: queue-max + 1024].",
+)
+@click.option(
+    "--payload-mb-max",
+    default=512,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="What callers sent and that arrives, waits or is worked on (MB); more is answered 429.",
+)
 @json_option
 @verbose_option
 def fabric_command(
+    *,
     data_dir: Path,
     port: int,
     namespaces: Sequence[str],
@@ -110,6 +125,8 @@ def fabric_command(
     queue_max: int,
     invocations_per_minute: int,
     images: Mapping[str, str],
+    connections_max: int,
+    payload_mb_max: int,
     plain: bool,
     verbose: bool,
 ) -> None:
@@ -131,6 +148,8 @@ def fabric_command(
                 port=port,
                 memory_mb=memory_mb,
                 queue_max=queue_max,
+                connections_max=connections_max,
+                payload_mb_max=payload_mb_max,
                 share_workers=share_workers,
                 workers_busy_max=workers_busy_max,
                 invocations_per_minute=invocations_per_minute,

@@ -55,6 +55,16 @@ class Embedded(Section):
         description="most requests to functions that run here or wait for a worker (count); more are"
         " answered 429",
     )
+    connections_max: Annotated[NonNegativeInt, Number] = Field(
+        default=0,
+        description="open connections to the embedded platforms (count); for more, the one that has waited"
+        " longest for its client is closed. 0: queue_max + 1024",
+    )
+    payload_mb_max: Annotated[PositiveInt, Number] = Field(
+        default=512,
+        description="what callers of the embedded platforms sent and that arrives, waits or is worked on"
+        " (MB, as it was sent); more is answered 429",
+    )
     share_workers: bool = Field(
         default=True,
         description="OpenWhisk actions of the same code, parameters, limits and version share worker"

@@ -87,7 +87,9 @@ class Api(Section):
         default=16 * 1024, description="longest line of a request's head (bytes)"
     )
     connections_max: Annotated[PositiveInt, Number] = Field(
-        default=1024, description="open connections (count); further ones are closed at once"
+        default=1024,
+        description="open connections (count); for more, the one that has waited longest for its client is"
+        " closed",
     )
     idle_s: Annotated[PositiveFloat, Number] = Field(
         default=75.0, description="a connection without a request for this long is closed (seconds)"

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from fedkeeper.fabric import payloads
 from fedkeeper.fabric.model import PoolFull, Ran, Revision, Workers
 from fedkeeper.fabric.records import (
     INTERNAL_ERROR,
@@ -156,6 +157,7 @@ class Activations:
     ) -> Activation:
         """Write down what was `told`, then have `work` go on by itself; `holds` is let go at its end."""
         activation_id = uuid.uuid4().hex
+        holds.enter_context(payloads.held())
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(
             self._perform(activation_id, told, listed_as, work, started), name=activation_id

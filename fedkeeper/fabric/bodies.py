@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from typing import Any, Final
 
 from aiohttp import web
 
+from fedkeeper.fabric import payloads
+
 MEGABYTE: Final = 1024 * 1024
 DEPTH_MAX: Final = 200  # levels of nesting; deeper JSON would exhaust the stack of whoever handles it
-_READ_TIMEOUT_S: Final = 120.0
 
 
 class BodyTooLarge(Exception):
@@ -28,21 +28,29 @@ class BodyMalformed(Exception):
 
 
 async def read_body(request: web.Request, allowed: int) -> bytes:
-    """The request's body. Raises BodyTooLarge without having read more than `allowed` + one chunk."""
+    """The request's body, within the bounds of `payloads`.
+
+    Raises:
+        BodyTooLarge: nothing more than `allowed` + one chunk was read.
+        BodyMalformed: it did not arrive in time.
+        PayloadsFull: what other requests sent takes up all the room.
+    """
     announced = request.content_length
     if announced is not None and announced > allowed:
         raise BodyTooLarge(announced, allowed)
     chunks: list[bytes] = []
     nbytes = 0
+    payload = payloads.current()
     try:
-        async with asyncio.timeout(_READ_TIMEOUT_S):
+        async with payload.arriving():
             async for chunk in request.content.iter_any():
                 nbytes += len(chunk)
                 if nbytes > allowed:
                     raise BodyTooLarge(nbytes, allowed)
+                payload.arrived(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as exc:
-        raise BodyMalformed(f"the body did not arrive within {_READ_TIMEOUT_S:.0f} s") from exc
+        raise BodyMalformed("the body did not arrive in time") from exc
     return b"".join(chunks)
 
 

@@ -36,6 +36,8 @@ class Settings:
     port: int = 0  # on 127.0.0.1; 0: the one of the last time if it is free, else any
     memory_mb: int = 8192  # sum of the limits of all workers
     queue_max: int = 10_000  # requests, of both APIs, that may be in workers or waiting for one
+    connections_max: int = 0  # open ones; 0: queue_max + 1024, so that each of those may have its own
+    payload_mb_max: int = 512  # MB of what callers sent that arrives, waits or is worked on
     share_workers: bool = True  # by OpenWhisk actions that are alike in all that a worker is made from
     workers_busy_max: int = 0  # of one OpenWhisk action, or of those that share workers; 0: processors + 2
     invocations_per_minute: int = 1_000_000  # of one OpenWhisk namespace, in a minute of the clock

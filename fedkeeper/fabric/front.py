@@ -17,9 +17,17 @@ import structlog
 from aiohttp import web
 
 import fedkeeper
+from fedkeeper.connections import ConnectionBounds, serving
 from fedkeeper.errors import PortTaken
 from fedkeeper.fabric.activations import Activations, InFlight
-from fedkeeper.fabric.bodies import BodyMalformed, BodyTooLarge, json_response, parse_object, read_body
+from fedkeeper.fabric.bodies import (
+    MEGABYTE,
+    BodyMalformed,
+    BodyTooLarge,
+    json_response,
+    parse_object,
+    read_body,
+)
 from fedkeeper.fabric.credentials import Credentials
 from fedkeeper.fabric.google_api import CloudFunctions
 from fedkeeper.fabric.google_rpc import answer_google
@@ -29,6 +37,7 @@ from fedkeeper.fabric.openfaas_calls import FunctionCalls
 from fedkeeper.fabric.openwhisk_api import OpenWhisk, answer_openwhisk
 from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.openwhisk_platform import TRANSACTION, Keys
+from fedkeeper.fabric.payloads import Payloads, PayloadsFull
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Retention, Store
 from fedkeeper.fabric.tokens import Authority, bearer
@@ -38,7 +47,6 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SERVICE: Final = "fedkeeper-fabric"
-_SHUTDOWN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,9 @@ class FrontSettings:
     """Bounds of the front. Times in the unit that is named."""
 
     in_flight_max: int = 256
+    connections: ConnectionBounds = field(default_factory=ConnectionBounds)
+    payload_bytes_max: int = 512 * MEGABYTE  # of all bodies that arrive, wait or are worked on
+    body_s: float = 120.0  # for a body to arrive
     share_workers: bool = True  # by OpenWhisk actions that are alike in all that a worker is made from
     retention: Retention = field(default_factory=Retention)
     bounds: Bounds = field(default_factory=Bounds)
@@ -131,17 +142,27 @@ async def open_front(
         await revisions.keep_only({document.revision for document in kept})
         busy = (activations, triggers, functions, gateway, faas_calls)
         front = Front(url, keys, functions, busy)
-        app = web.Application(middlewares=[_dialects])
+        payloads = Payloads(bytes_max=settings.payload_bytes_max, body_s=settings.body_s)
+
+        @web.middleware
+        async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+            with payloads.of_request():
+                return await handler(request)
+
+        app = web.Application(middlewares=[counted, _dialects])
         app.add_routes(openwhisk.routes())
         app.add_routes(functions.routes() + triggers.routes())
         app.add_routes(gateway.routes() + faas_calls.routes())
         app.add_routes(_own_routes(front, workers, credentials.admin, reload))
         # No access log: paths of uploads are permissions. A client that goes away cancels no handler.
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=False, shutdown_timeout=_SHUTDOWN_S)
+        runner = web.AppRunner(app, access_log=None)  # makes the handler; its connections are ours
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener, backlog=1024).start()
-        yield front
+        assert runner.server is not None
+        making = runner.server.request_factory
+        handler = runner.server.request_handler
+        async with serving(handler, listener, settings.connections, refusal=_no_http, request_factory=making):
+            yield front
 
 
 def listen(port: int, *, fallback: bool, key: str = "fabric_port") -> socket.socket:
@@ -172,6 +193,11 @@ def listen(port: int, *, fallback: bool, key: str = "fabric_port") -> socket.soc
     return listener
 
 
+def _no_http(status: int, cause: BaseException | None) -> web.StreamResponse:
+    del cause  # it may hold what was sent
+    return web.Response(status=status, text="This is not HTTP as it is spoken here.\n")
+
+
 @web.middleware
 async def _dialects(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors in the words of whichever API the path belongs to; nothing a caller sends ends the server."""
@@ -185,6 +211,8 @@ async def _dialects(request: web.Request, handler: Handler) -> web.StreamRespons
         raise
     except (ConnectionError, TimeoutError):
         raise
+    except PayloadsFull as exc:  # of a part without words of its own for it
+        return web.Response(status=429, text=f"{exc}\n")
     except Exception as exc:  # noqa: BLE001 - the process must serve the next request
         # No traceback and no path: both may carry what was sent.
         log.error("request failed inside the fabric", method=request.method, error=type(exc).__name__)

@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from fedkeeper.fabric.bodies import BodyMalformed, BodyTooLarge, json_response
+from fedkeeper.fabric.payloads import PayloadsFull
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -75,6 +76,8 @@ async def answer_google(request: web.Request, handler: Handler) -> web.StreamRes
         refused = exc
     except BodyTooLarge as exc:
         refused = invalid(f"Request payload size exceeds the limit: {exc.allowed} bytes.")
+    except PayloadsFull as exc:
+        refused = Refused("RESOURCE_EXHAUSTED", f"Resource has been exhausted: {exc}.")
     except BodyMalformed as exc:
         refused = invalid(f"Invalid JSON payload received. {exc}")
     except (web.HTTPNotFound, web.HTTPMethodNotAllowed):

@@ -68,6 +68,8 @@ async def open_fabric(
     projects: Sequence[str],
     memory_mb: int = 8192,
     queue_max: int = 10_000,
+    connections_max: int = 0,
+    payload_mb_max: int = 512,
     share_workers: bool = True,
     workers_busy_max: int = 0,
     invocations_per_minute: int = 1_000_000,
@@ -77,9 +79,9 @@ async def open_fabric(
 ) -> OpenFabric:
     """Join the fabric of `folder`, or start it; it offers at least `namespaces` and `projects`.
 
-    `port` 0: the port of the last time, if it is free. `workers_busy_max` 0: processors + 2. `images`:
-    OpenWhisk image -> kind that stands in for it. Of a fabric that runs already, all but the names stays as
-    it was.
+    `port` 0: the port of the last time, if it is free. `connections_max` 0: `queue_max` + 1024.
+    `workers_busy_max` 0: processors + 2. `images`: OpenWhisk image -> kind that stands in for it. Of a fabric
+    that runs already, all but the names stays as it was.
 
     Raises:
         PortTaken: `port` is in use by another program.
@@ -91,6 +93,8 @@ async def open_fabric(
         port=port,
         memory_mb=memory_mb,
         queue_max=queue_max,
+        connections_max=connections_max,
+        payload_mb_max=payload_mb_max,
         share_workers=share_workers,
         workers_busy_max=workers_busy_max,
         invocations_per_minute=invocations_per_minute,

@@ -7,6 +7,7 @@ nats-queue-worker (callbacks) do it. Anybody may call: a gateway asks for its pa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -20,12 +21,14 @@ from aiohttp import web
 from yarl import URL
 
 from fedkeeper.fabric import openfaas_functions as rules
+from fedkeeper.fabric import payloads
 from fedkeeper.fabric.activations import InFlight
 from fedkeeper.fabric.bodies import MEGABYTE, BodyMalformed, BodyTooLarge, read_body
 from fedkeeper.fabric.calling import not_run, now_ms
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, PoolFull, Workers
 from fedkeeper.fabric.openfaas_api import OpenFaas
 from fedkeeper.fabric.openfaas_functions import Refused
+from fedkeeper.fabric.payloads import PayloadsFull
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.verdict import SUCCESS
 
@@ -96,6 +99,8 @@ class FunctionCalls:
             body = await read_body(request, REQUEST_MAX_BYTES)
         except BodyTooLarge:
             return _plain(413, "http: request body too large", generated)
+        except PayloadsFull as exc:
+            return _plain(429, str(exc), generated)
         except BodyMalformed as exc:
             return _plain(400, str(exc), generated)
         answer = await self._serve(request.match_info["name"], _request(request, headers, body))
@@ -152,6 +157,8 @@ class FunctionCalls:
             body = await read_body(request, REQUEST_MAX_BYTES)
         except BodyTooLarge:
             return _plain(413, "http: request body too large", generated)
+        except PayloadsFull as exc:
+            return _plain(429, str(exc), generated)
         except BodyMalformed as exc:
             return _plain(400, str(exc), generated)
         if len(self._queued) >= QUEUE_MAX:
@@ -159,9 +166,12 @@ class FunctionCalls:
         message = _Message(
             function=request.match_info["name"], request=_request(request, headers, body), callback=callback
         )
+        holds = contextlib.ExitStack()
+        holds.enter_context(payloads.held())  # now: when the task begins, the request may have been answered
         task = asyncio.create_task(self._work_off(message), name=f"queued {message.function}")
         self._queued.add(task)
         task.add_done_callback(self._queued.discard)
+        task.add_done_callback(lambda _: holds.close())
         return web.Response(status=202, headers=generated)
 
     async def _work_off(self, message: _Message) -> None:

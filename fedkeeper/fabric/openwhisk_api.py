@@ -24,7 +24,8 @@ from fedkeeper.fabric.openwhisk_events import Events
 from fedkeeper.fabric.openwhisk_invocations import Invocations
 from fedkeeper.fabric.openwhisk_packages import Packages
 from fedkeeper.fabric.openwhisk_platform import ANSWER_HEADERS, TRANSACTION, Keys, Platform
-from fedkeeper.fabric.openwhisk_throttles import Throttles
+from fedkeeper.fabric.openwhisk_throttles import Throttles, too_many_in_flight
+from fedkeeper.fabric.payloads import PayloadsFull
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Store
 from fedkeeper.fabric.web_actions import WebActions
@@ -102,6 +103,9 @@ async def answer_openwhisk(request: web.Request, handler: Handler) -> web.Stream
     except BodyTooLarge as exc:
         words = f"Request larger than allowed: {exc.nbytes} > {exc.allowed} bytes."
         answer = _error(413, words, transaction_id)
+    except PayloadsFull as exc:
+        refused = too_many_in_flight(exc.requests, exc.requests)
+        answer = _error(refused.status, refused.words, transaction_id)
     except BodyMalformed as exc:
         answer = _error(400, f"The request content was malformed:\n{exc}", transaction_id)
     except web.HTTPMethodNotAllowed as exc:

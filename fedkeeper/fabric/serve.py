@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any, Final
 import structlog
 
 from fedkeeper import service
+from fedkeeper.connections import ConnectionBounds
 from fedkeeper.errors import ServiceError
+from fedkeeper.fabric.bodies import MEGABYTE
 from fedkeeper.fabric.credentials import (
     Credentials,
     Settings,
@@ -30,6 +33,9 @@ from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.pool import Pool
 
 NAME: Final = "fabric"
+CONNECTIONS_SPARE: Final = 1024  # beside those whose requests are in workers or wait for one
+FILES_MAX: Final = 65_536  # where this user may open as many as there are
+FILES_KEPT: Final = 6144  # four per worker, and connections that are accepted while others are closed
 log = structlog.get_logger(__name__)
 
 
@@ -94,6 +100,8 @@ async def open_fabric_server(
                 listener,
                 settings=FrontSettings(
                     in_flight_max=settings.queue_max,
+                    connections=ConnectionBounds(connections_max=_connections_max(settings)),
+                    payload_bytes_max=settings.payload_mb_max * MEGABYTE,
                     share_workers=settings.share_workers,
                     bounds=Bounds(
                         memory_mb=(128, max(512, settings.memory_mb)),
@@ -105,6 +113,20 @@ async def open_fabric_server(
             ) as front,
         ):
             yield front, credentials
+
+
+def _connections_max(settings: Settings) -> int:
+    """As many as are configured and as open files allow: workers, the store and the next caller need some."""
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(files, FILES_MAX if hard == resource.RLIM_INFINITY else hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        files = most
+    asked = settings.connections_max or settings.queue_max + CONNECTIONS_SPARE
+    allowed = files - min(FILES_KEPT, files // 2)
+    if asked > allowed:
+        log.warning("fewer connections: a limit of open files", connections=allowed, asked=asked, files=files)
+    return min(asked, allowed)
 
 
 def main(argv: list[str]) -> int:

@@ -19,6 +19,7 @@ from fedkeeper.fabric.google_api import CloudFunctions
 from fedkeeper.fabric.google_iam import may_invoke
 from fedkeeper.fabric.google_pages import page, rate_exceeded
 from fedkeeper.fabric.model import HttpRequest, HttpResponse, PoolFull, Revision, Workers
+from fedkeeper.fabric.payloads import PayloadsFull
 from fedkeeper.fabric.records import SUCCESS, limits_body, records
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Document
@@ -115,6 +116,8 @@ class Triggers:
             return page(413, path)
         except BodyMalformed:
             return page(400, path)
+        except PayloadsFull:
+            return rate_exceeded()
         try:
             with self._in_flight:
                 return await self._execute(self._functions.revision(document), _request(request, body))

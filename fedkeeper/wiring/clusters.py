@@ -67,6 +67,8 @@ async def _open_fabric(
         projects=_tenants(embedded, "google"),
         memory_mb=settings.memory_mb,
         queue_max=settings.queue_max,
+        connections_max=settings.connections_max,
+        payload_mb_max=settings.payload_mb_max,
         share_workers=settings.share_workers,
         workers_busy_max=settings.workers_busy_max,
         invocations_per_minute=settings.invocations_per_minute,
