@@ -46,11 +46,11 @@ class Record:
 class Reports(Protocol):
     """What is written of runs for people, by the keeper that conducts. Never raises for the disk's sake."""
 
-    def begin(self, run: Run) -> None:
+    async def begin(self, run: Run) -> None:
         """This keeper conducts `run` from here on: complete what an earlier one left unwritten."""
         ...
 
-    def changed(self, run: Run) -> None:
+    async def changed(self, run: Run) -> None:
         """A round was committed."""
         ...
 

@@ -89,9 +89,9 @@ class Recorder:
         self._runs[name] = run
         if before is None:
             self._known[name] = set()
-            self._spawn(name, self._lawfully, lambda: self._reports.begin(run))
+            self._spawn(name, self._begin, run)
         elif committed:
-            self._spawn(name, self._lawfully, lambda: self._reports.changed(run))
+            self._spawn(name, self._changed, run)
         known = self._known[name]
         for attempt in Grown.of(run.ended).news(before.ended if before is not None else ()):
             seen = (attempt.key, attempt.status)  # an update that counted may be refused later
@@ -109,10 +109,13 @@ class Recorder:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def _lawfully(self, write: Callable[[], None]) -> None:
-        """Only who conducts writes: on a shared folder two would mix their lines."""
+    async def _begin(self, run: Run) -> None:
+        await self._lease.hold()  # only who conducts writes: on a shared folder two would mix their lines
+        await self._reports.begin(run)
+
+    async def _changed(self, run: Run) -> None:
         await self._lease.hold()
-        write()
+        await self._reports.changed(run)
 
     async def _record(self, run: Run, attempt: Attempt) -> None:
         cluster, function = invoked_on(run, attempt)
@@ -126,7 +129,8 @@ class Recorder:
             function=function,
             activation=activation,
         )
-        await self._lawfully(lambda: self._reports.record(record))
+        await self._lease.hold()
+        self._reports.record(record)
 
     async def _fetch(self, provider: Provider, attempt: Attempt) -> Activation | None:
         for _ in range(TRIES_MAX):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -30,21 +31,30 @@ class RunReports:
     providers: Mapping[str, Provider]
     _reports: dict[str, report.Report] = field(default_factory=dict)
     _with_urls: set[str] = field(default_factory=set)  # runs whose params/ are whole
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # params/
 
-    def begin(self, run: Run) -> None:
+    async def begin(self, run: Run) -> None:
         """Config, inputs, and all rounds so far."""
         files = self._files(run)
-        if (book := _book(run)) is not None:
-            if book.config:
-                files.config(book.config)
-            self._write_params(run, book)
+        book = _book(run)
+        if book is not None and book.config:
+            files.config(book.config)
         self._rounds(run)
+        if book is not None:
+            await self._params(run, book)
 
-    def changed(self, run: Run) -> None:
+    async def changed(self, run: Run) -> None:
         """All rounds so far."""
         self._rounds(run)
         if run.urls and run.spec.run not in self._with_urls and (book := _book(run)) is not None:
-            self._write_params(run, book)
+            await self._params(run, book)
+
+    async def _params(self, run: Run, book: TaskBook) -> None:
+        """On a thread: a file for each of ten thousand clients takes longer than a lease lasts."""
+        if run.urls:
+            self._with_urls.add(run.spec.run)
+        async with self._writing:
+            await asyncio.to_thread(self._write_params, run, book)
 
     def record(self, record: Record) -> None:
         """Its line, and what its function wrote."""
@@ -130,8 +140,6 @@ class RunReports:
                 for place in spec.clients
             },
         )
-        if run.urls:
-            self._with_urls.add(name)
 
 
 def _book(run: Run) -> TaskBook | None:

@@ -260,11 +260,11 @@ class Notes:
     records: list[Record] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
 
-    def begin(self, run: Run) -> None:
+    async def begin(self, run: Run) -> None:
         """Noted."""
         self.begun.append(run.spec.run)
 
-    def changed(self, run: Run) -> None:
+    async def changed(self, run: Run) -> None:
         """Noted."""
         self.rounds.append((run.spec.run, len(run.history)))
 

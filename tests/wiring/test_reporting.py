@@ -68,18 +68,18 @@ class Gcf:
     platform = "google"
 
 
-def test_the_next_conductor_completes_what_the_last_one_left(tmp_path: Path):
+async def test_the_next_conductor_completes_what_the_last_one_left(tmp_path: Path):
     """Rounds come from the history, attempts by key: none is missing and none is there twice."""
     config = experiment(tmp_path, {"logs.folder": str(tmp_path / "logs")})
     made = submission(config, "small-1")
     run = Run(spec=made.spec, phase=Phase.TRAINING, round=2, weights=WEIGHTS, history=(committed(1),))
     first, second = (RunReports(experiment=config, providers={"gcf": Gcf()}) for _ in range(2))  # type: ignore[dict-item]
-    first.begin(run)
+    await first.begin(run)
     first.record(ended("small-1/r1/client_3/a0"))
-    second.begin(run)
+    await second.begin(run)
     second.record(ended("small-1/r1/client_3/a0"))
     second.record(ended("small-1/r1/client_3/a1"))
-    second.changed(replace(run, round=3, history=(committed(1), committed(2))))
+    await second.changed(replace(run, round=3, history=(committed(1), committed(2))))
 
     folder = tmp_path / "logs" / "small-1"
     with (folder / "rounds.csv").open() as file:
@@ -91,25 +91,25 @@ def test_the_next_conductor_completes_what_the_last_one_left(tmp_path: Path):
     assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "small"
 
 
-def test_inputs_are_written_again_once_it_is_known_where_clients_are_invoked(tmp_path: Path):
+async def test_inputs_are_written_again_once_it_is_known_where_clients_are_invoked(tmp_path: Path):
     """Their addresses are only known when they are deployed."""
     config = experiment(tmp_path)
     made = submission(config, "small-1")
     run = Run(spec=made.spec, phase=Phase.DEPLOYING, round=0, weights=None)
     reports = RunReports(experiment=config, providers={})
-    reports.begin(run)
+    await reports.begin(run)
     path = config.params_path("fl_client", "google") / "client3.json"
     assert json.loads(path.read_text())["url"] == ""
-    reports.changed(replace(run, urls={"client_3": "http://there"}, history=(committed(1),)))
+    await reports.changed(replace(run, urls={"client_3": "http://there"}, history=(committed(1),)))
     assert json.loads(path.read_text())["url"] == "http://there"
 
 
-def test_a_run_of_a_newer_program_is_still_reported(tmp_path: Path):
+async def test_a_run_of_a_newer_program_is_still_reported(tmp_path: Path):
     """Its rounds need no book."""
     config = experiment(tmp_path, {"logs.folder": str(tmp_path / "logs")})
     spec = replace(submission(config, "small-1").spec, book="not ours")
     run = Run(spec=spec, phase=Phase.TRAINING, round=2, weights=WEIGHTS, history=(committed(1),))
-    RunReports(experiment=config, providers={}).begin(run)
+    await RunReports(experiment=config, providers={}).begin(run)
     assert (tmp_path / "logs" / "small-1" / "rounds.csv").exists()
 
 
@@ -119,7 +119,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_rounds_and_failures_are_events_whoever_looks(tmp_path: Path):
+async def test_rounds_and_failures_are_events_whoever_looks(tmp_path: Path):
     """Written by who conducts, once each, though the next conductor goes through the last rounds again."""
     config = experiment(tmp_path, {"logs.folder": str(tmp_path / "logs")})
     spec = submission(config, "small-1").spec
@@ -133,10 +133,10 @@ def test_rounds_and_failures_are_events_whoever_looks(tmp_path: Path):
         logs.to_folders(config.logs.folder, own=tmp_path / "own.jsonl", keeper="k1")
         for _ in range(2):  # two conductors, one after the other
             reports = RunReports(experiment=config, providers={"gcf": Gcf()})  # type: ignore[dict-item]
-            reports.begin(run)
+            await reports.begin(run)
             reports.record(ended("small-1/r1/client_3/a0"))
             reports.record(refused)
-        reports.changed(replace(run, history=(committed(1), committed(2), committed(3))))
+        await reports.changed(replace(run, history=(committed(1), committed(2), committed(3))))
     finally:
         logs.tear_down()
     found = events_of(config.logs.folder)
