@@ -51,6 +51,11 @@ class Function(Section):
         return self.timeout
 
     @property
+    def node(self) -> bool:
+        """Whether it is JavaScript for Node.js."""
+        return self.runtime.startswith("nodejs")
+
+    @property
     def entry(self) -> str:
         """The Python function that is called."""
         return "main"

@@ -89,6 +89,18 @@ class Opening:
     limits_fresh_s: float = 600.0  # the platform's own limits are read again after so long
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformLimits:
+    """What a platform tells of its limits, smallest and largest; None where it does not say."""
+
+    per_minute: int | None = None  # invocations in a minute of the clock
+    concurrent: int | None = None  # activations in flight
+    memory_mb: tuple[int, int] | None = None  # of one function
+    timeout_s: tuple[float, float] | None = None  # of one activation
+    concurrency: tuple[int, int] | None = None  # activations at once in one instance
+    runtimes: tuple[str, ...] = ()  # that may be used; empty: any
+
+
 Progress = Callable[[str], None]  # takes what a person is to read while it lasts
 
 
@@ -109,6 +121,10 @@ class Provider(Protocol):
 
     async def check(self) -> None:
         """Return if the platform answers and takes the credentials."""
+        ...
+
+    async def limits(self) -> PlatformLimits:
+        """What the platform tells of its limits; nothing, where there is no way to ask."""
         ...
 
     async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:

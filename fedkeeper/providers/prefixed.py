@@ -6,7 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedkeeper.providers.base import Activation, Deployed, Package, Progress, Provider, untold
+from fedkeeper.providers.base import (
+    Activation,
+    Deployed,
+    Package,
+    PlatformLimits,
+    Progress,
+    Provider,
+    untold,
+)
 
 
 @dataclass(slots=True)
@@ -24,6 +32,10 @@ class Prefixed:
     async def check(self) -> None:
         """As the inner one."""
         await self.inner.check()
+
+    async def limits(self) -> PlatformLimits:
+        """As the inner one."""
+        return await self.inner.limits()
 
     async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         """As the inner one."""

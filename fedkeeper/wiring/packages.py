@@ -42,8 +42,7 @@ class Packages:
         platform = self.experiment.cluster(target.cluster).platform
         settings = self.experiment.function(self.scenario, source_name, platform)
         source = self.experiment.source(self.scenario, source_name, platform)
-        node = settings.runtime.startswith("nodejs")
-        archive = self._archive(source, platform, requirements=settings.requirements, node=node)
+        archive = self._archive(source, platform, requirements=settings.requirements, node=settings.node)
         package = Package(
             function=target.function,
             source=source_name,

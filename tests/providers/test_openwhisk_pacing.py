@@ -6,9 +6,10 @@ import pytest
 
 from fedkeeper.clock import FakeClock
 from fedkeeper.errors import Throttled
+from fedkeeper.providers.base import PlatformLimits
 from fedkeeper.providers.openwhisk.pacing import Pace
 from fedkeeper.providers.openwhisk.provider import OpenWhisk
-from fedkeeper.providers.openwhisk.records import UserLimits, user_limits
+from fedkeeper.providers.openwhisk.records import user_limits
 from tests.providers.canned import Canned
 from tests.providers.canned_openwhisk import error, open_to
 
@@ -31,7 +32,7 @@ def clock() -> FakeClock:
 
 async def test_the_minutes_allowance_is_not_overdrawn(clock: FakeClock) -> None:
     """What is above it is not sent, and told to come back in the next clock minute, where all is new."""
-    pace = Pace(clock, 1.0, limits=UserLimits(per_minute=3))
+    pace = Pace(clock, 1.0, limits=PlatformLimits(per_minute=3))
     for _ in range(3):
         assert pace.wait_s() == 0
         pace.answered()
@@ -107,10 +108,10 @@ def test_the_limits_are_read_as_the_platform_gives_them() -> None:
         "maxActionTimeout": 300_000,
         "maxParameterSize": "1048576 B",
     }
-    assert user_limits(plain) == UserLimits(
+    assert user_limits(plain) == PlatformLimits(
         per_minute=120, concurrent=100, memory_mb=(128, 512), timeout_s=(0.1, 300.0)
     )
-    assert user_limits({"invocationsPerMinute": "many", "maxActionMemory": True}) == UserLimits()
+    assert user_limits({"invocationsPerMinute": "many", "maxActionMemory": True}) == PlatformLimits()
 
 
 async def test_the_provider_paces_itself_by_the_limits(canned: Canned, clock: FakeClock) -> None:

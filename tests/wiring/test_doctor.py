@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from aiohttp import web
 
 from fedkeeper import service
 from fedkeeper.config import load
-from fedkeeper.wiring.doctor import machine, places, reaching
+from fedkeeper.errors import RequestRefused
+from fedkeeper.fabric.launch import open_fabric
+from fedkeeper.providers.base import Package, PlatformLimits
+from fedkeeper.wiring.clusters import open_clusters
+from fedkeeper.wiring.doctor import limits, machine, places, reaching
 from fedkeeper.wiring.doctor.findings import Verdict
 from fedkeeper.wiring.doctor.needs import Needs, needs_of
 from tests.wiring.doctoring import config
@@ -99,7 +104,9 @@ async def platform():
     """An OpenWhisk that answers everything with the status in `answer`."""
     answer = {"status": 200}
 
-    async def handle(_: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.Response:
+        if request.path.endswith("/limits"):
+            return web.json_response({}, status=answer.get("limits", 200))
         bodies = {200: [], 401: {"error": "The supplied authentication is invalid", "code": "tid"}}
         return web.json_response(bodies[answer["status"]], status=answer["status"])
 
@@ -124,8 +131,93 @@ async def test_a_cluster_is_asked_whether_it_takes_the_credentials(tmp_path: Pat
     experiment = load(config(tmp_path, change))
     for status, verdict, says in ((200, Verdict.OK, "answers"), (401, Verdict.MISSING, "authentication")):
         platform["status"] = status
-        (found,) = [one async for one in reaching.platforms(experiment, timeout_s=20)]
+        found, *_ = [one async for one in reaching.platforms(experiment, timeout_s=20)]
         assert (found.topic, found.verdict) == ("cluster ow_there", verdict)
         assert says in found.found
         assert "geheim" not in repr(found)
     assert "uuid:key" in found.way_out
+
+
+FABRIC_LIMITS = {"memory_mb": 512, "invocations_per_minute": 3}
+
+
+async def test_what_a_cluster_would_refuse_is_told_beforehand(tmp_path: Path):
+    """Each function outside of a limit is named with both numbers; and it is refused there indeed."""
+    running = await open_fabric(
+        tmp_path / "there", namespaces=["lab"], projects=[], linger_s=1, **FABRIC_LIMITS
+    )
+
+    def change(tree):
+        key = running.address.openwhisk_auth["lab"].get_secret_value()
+        auth = {"ow_api_host": running.address.url, "ow_auth": key}
+        tree["providers"] = {"openwhisk": {"lab": {"auth": auth}}}
+        learning = tree["scenarios"]["federated_learning"]
+        learning["server_config"]["server_cluster_name"] = "lab"
+        learning["clients_info"] |= {"ow_clients_count": 10, "gcf_clients_count": 0}
+        learning["functions"] = {
+            "fl_client": {"openwhisk": {"memory": 1024, "timeout": "2h"}},
+            "fl_server_init": {"openwhisk": {"concurrency": 4}},
+        }
+        tree["scenarios"].pop("test")
+
+    experiment = load(config(tmp_path, change))
+    try:
+        found = [one async for one in reaching.platforms(experiment, timeout_s=60)]
+        async with AsyncExitStack() as stack:
+            clusters = await open_clusters(experiment, ["lab"], stack)
+            lab = clusters.providers["lab"]
+            with pytest.raises(RequestRefused, match="memory size 1024 MB exceeds allowed threshold of 512"):
+                await lab.deploy(
+                    Package(function="f", source="f", archive=b"zip", digest="d", memory_mb=1024)
+                )
+    finally:
+        await running.close()
+    assert [one.verdict for one in found] == [Verdict.OK, *[Verdict.MISSING] * 3, Verdict.NOTE]
+    assert {one.topic for one in found} == {"cluster lab"}
+    assert [one.found.partition(":")[0] for one in found[1:]] == [
+        "fl_server_init asks for concurrency 4, and 1 to 1 are allowed",
+        "fl_client asks for memory 1024 MB, and 128 to 512 MB are allowed",
+        "fl_client asks for timeout 7200 s, and 0.1 to 3600 s are allowed",
+        "a round invokes 10 functions at once, and 3 invocations per minute are allowed",
+    ]
+    at = "scenarios.federated_learning.functions"
+    assert f"{at}.fl_server_init.openwhisk.concurrency" in found[1].way_out
+    assert f"{at}.fl_client.openwhisk.memory" in found[2].way_out
+
+
+@pytest.mark.parametrize(
+    ("settings", "runtimes", "key"),
+    [
+        ({}, ("python:3.11",), ""),
+        ({"runtime": "python:default"}, ("nodejs:20", "python:3.11"), ""),
+        ({"runtime": "python:3.11"}, ("nodejs:20", "python:3.11"), ""),
+        ({"runtime": "python:3.12"}, ("nodejs:20", "python:3.11"), "runtime"),
+        ({"runtime": "python:default"}, ("nodejs:20",), "runtime"),
+        ({"docker_image": "lab/tf:1"}, ("python:3.11", "blackbox"), ""),
+        ({"docker_image": "lab/tf:1"}, ("python:3.11",), "docker_image"),
+    ],
+)
+def test_a_kind_that_a_namespace_may_not_use_is_told(tmp_path: Path, settings, runtimes, key):
+    """Some operators allow some kinds only."""
+
+    def change(tree):
+        tree["scenarios"] = {"mine": {"functions": {"nodeinfo": {"openwhisk": settings}}}}
+
+    experiment = load(config(tmp_path, change))
+    found = list(limits.refusals(experiment, "ow_here", PlatformLimits(runtimes=runtimes)))
+    assert bool(found) is bool(key)
+    assert all(f"nodeinfo.openwhisk.{key}," in one.way_out for one in found)
+
+
+async def test_a_cluster_that_does_not_tell_its_limits_is_no_fault(tmp_path: Path, platform):
+    """Worth a note: then a deployment tells."""
+    platform["limits"] = 404
+
+    def change(tree):
+        auth = {"ow_api_host": platform["url"], "ow_auth": "uuid:geheim"}
+        tree["providers"]["openwhisk"]["ow_there"] = {"auth": auth}
+
+    experiment = load(config(tmp_path, change))
+    found = [one async for one in reaching.platforms(experiment, timeout_s=20)]
+    assert [one.verdict for one in found] == [Verdict.OK, Verdict.NOTE]
+    assert "does not tell its limits" in found[1].found

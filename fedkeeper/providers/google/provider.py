@@ -28,7 +28,7 @@ from fedkeeper.errors import (
     RequestRefused,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
+from fedkeeper.providers.base import Activation, Deployed, Package, PlatformLimits, Progress, untold
 from fedkeeper.providers.calls import REFUSED, Call, Calls
 from fedkeeper.providers.google import resources
 from fedkeeper.providers.google.login import IdTokens, Limits, close_client, find_credentials, open_client
@@ -177,6 +177,10 @@ class Google:
     async def check(self) -> None:
         """Return if the API answers and lets this account list the region's functions."""
         await self._list(limit=1)
+
+    async def limits(self) -> PlatformLimits:
+        """Nothing: the API does not tell them."""
+        return PlatformLimits()
 
     async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         """Upload, then create or update, then wait for the build (at most `deploy_timeout_s`)."""

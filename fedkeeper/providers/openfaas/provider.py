@@ -27,7 +27,7 @@ from fedkeeper.errors import (
     RequestRefused,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
+from fedkeeper.providers.base import Activation, Deployed, Package, PlatformLimits, Progress, untold
 from fedkeeper.providers.calls import Call, Calls
 from fedkeeper.providers.openfaas import logs, resources
 from fedkeeper.providers.openfaas.callbacks import Callbacks
@@ -151,6 +151,10 @@ class OpenFaas:
     async def check(self) -> None:
         """Return if the gateway answers and lets this user list the namespace's functions."""
         await self._list()
+
+    async def limits(self) -> PlatformLimits:
+        """Nothing: the API does not tell them."""
+        return PlatformLimits()
 
     async def deploy(self, package: Package, progress: Progress = untold) -> Deployed:
         """Create or update, then wait for a replica (at most `deploy_timeout_s`)."""

@@ -11,7 +11,8 @@ from typing import Final
 
 from fedkeeper.clock import Clock
 from fedkeeper.errors import Throttled
-from fedkeeper.providers.openwhisk.records import UserLimits, is_per_minute
+from fedkeeper.providers.base import PlatformLimits
+from fedkeeper.providers.openwhisk.records import is_per_minute
 
 BUSY_TIMES_MAX: Final = 8  # the pause doubles up to so many times the first while the platform stays full
 AT_ONCE_MAX: Final = 64  # above so many requests at once, after a pause, none is held back any more
@@ -24,7 +25,7 @@ class Pace:
 
     clock: Clock
     busy_wait_s: float  # first pause when too much is in flight
-    limits: UserLimits = field(default_factory=UserLimits)
+    limits: PlatformLimits = field(default_factory=PlatformLimits)
     _minute: int = -1
     _sent: int = 0  # in that minute
     _shut_ms: int = 0  # nothing is sent before

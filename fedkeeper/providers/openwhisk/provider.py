@@ -26,7 +26,7 @@ from fedkeeper.errors import (
     Throttled,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed, Package, Progress, untold
+from fedkeeper.providers.base import Activation, Deployed, Package, PlatformLimits, Progress, untold
 from fedkeeper.providers.openwhisk import records
 from fedkeeper.providers.openwhisk.connection import Connection, Oversize
 from fedkeeper.providers.openwhisk.pacing import Pace
@@ -176,7 +176,7 @@ class OpenWhisk:
         finally:
             self.pace.answered(refusal)
 
-    async def limits(self) -> records.UserLimits:
+    async def limits(self) -> PlatformLimits:
         """`GET /limits`."""
         return records.user_limits(_object(await self.connection.read("", "limits", {})))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from yarl import URL
@@ -22,7 +21,7 @@ from fedkeeper.errors import (
     TooLarge,
 )
 from fedkeeper.providers import http
-from fedkeeper.providers.base import Activation, Deployed, Package
+from fedkeeper.providers.base import Activation, Deployed, Package, PlatformLimits
 
 DEFAULT_KIND: Final = "python:default"  # "python:3" is no kind any more; this one resolves everywhere
 ACTIVATION_HEADER: Final = "x-openwhisk-activation-id"
@@ -184,25 +183,19 @@ def _object(body: bytes) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserLimits:
-    """`GET /limits`; None where the platform does not say."""
-
-    per_minute: int | None = None  # invocations
-    concurrent: int | None = None  # activations in flight
-    memory_mb: tuple[int, int] | None = None  # least and most of one action
-    timeout_s: tuple[float, float] | None = None
-
-
-def user_limits(plain: Mapping[str, Any]) -> UserLimits:
-    """What the namespace may do (contracts of EntitlementProvider and Limits.scala: MB and ms)."""
+def user_limits(plain: Mapping[str, Any]) -> PlatformLimits:
+    """What the namespace may do: `GET /limits` (EntitlementProvider and Limits.scala: MB and ms)."""
     memory = (_count(plain, "minActionMemory"), _count(plain, "maxActionMemory"))
     timeout = (_count(plain, "minActionTimeout"), _count(plain, "maxActionTimeout"))
-    return UserLimits(
+    concurrency = (_count(plain, "minActionConcurrency"), _count(plain, "maxActionConcurrency"))
+    kinds = plain.get("allowedKinds")
+    return PlatformLimits(
         per_minute=_count(plain, "invocationsPerMinute"),
         concurrent=_count(plain, "concurrentInvocations"),
         memory_mb=(memory[0] or 0, memory[1]) if memory[1] else None,
         timeout_s=((timeout[0] or 0) / 1000, timeout[1] / 1000) if timeout[1] else None,
+        concurrency=(concurrency[0] or 1, concurrency[1]) if concurrency[1] else None,
+        runtimes=tuple(str(kind) for kind in kinds) if isinstance(kinds, list) else (),
     )
 
 

@@ -9,31 +9,44 @@ from dataclasses import replace
 from typing import Final
 
 from fedkeeper.config import Experiment, Learning
-from fedkeeper.errors import ConfigError, FedKeeperError, ProviderUnavailable, StoreUnavailable
+from fedkeeper.errors import (
+    ConfigError,
+    FedKeeperError,
+    ProviderUnavailable,
+    RequestRefused,
+    StoreUnavailable,
+)
 from fedkeeper.packaging import build
 from fedkeeper.weights.mongo import MongoUpdates
 from fedkeeper.wiring.cluster import open_cluster
 from fedkeeper.wiring.clusters import open_clusters
 from fedkeeper.wiring.doctor.findings import Finding, missing, note, ok
+from fedkeeper.wiring.doctor.limits import asked_of, refusals
 
 CODE_BYTES_MAX: Final = 48 * 2**20  # of a function's zip in base64, on OpenWhisk
 
 
 async def platforms(experiment: Experiment, *, timeout_s: float) -> AsyncIterator[Finding]:
-    """Each cluster that is not embedded: does it answer, and does it take the credentials?"""
+    """Each cluster that is not embedded: does it answer, take the credentials, and allow what is asked?"""
     elsewhere = [name for name, cluster in experiment.clusters().items() if not cluster.embedded]
 
-    async def ask(name: str) -> Finding:
+    async def ask(name: str) -> list[Finding]:
         async with AsyncExitStack() as stack:
             provider = (await open_clusters(experiment, [name], stack)).providers[name]
             await provider.check()
-        return ok(f"cluster {name}", "answers, and takes the credentials")
+            found = [ok(f"cluster {name}", "answers, and takes the credentials")]
+            try:
+                limits = await provider.limits()
+            except RequestRefused as exc:  # an old release, or a key that may not ask
+                return [*found, note(f"cluster {name}", f"does not tell its limits: {exc}")]
+        return [*found, *refusals(experiment, name, limits)]
 
     way_out = "is the platform up, and reachable from this machine?"
     for one in asyncio.as_completed(
         [_settled(f"cluster {n}", ask, n, timeout_s, way_out) for n in elsewhere]
     ):
-        yield await one
+        for found in await one:
+            yield found
 
 
 async def store(experiment: Experiment, *, timeout_s: float) -> AsyncIterator[Finding]:
@@ -44,16 +57,17 @@ async def store(experiment: Experiment, *, timeout_s: float) -> AsyncIterator[Fi
         wait_s = min(scenario.mongo_config.wait_s, timeout_s)
         address = replace(scenario.mongo_config.address(), wait_s=wait_s)
 
-        async def ask(_: str, address=address) -> Finding:  # type: ignore[no-untyped-def]
+        async def ask(_: str, address=address) -> list[Finding]:  # type: ignore[no-untyped-def]
             updates = MongoUpdates(address)
             try:
                 await updates.ping()
             finally:
                 await updates.close()
-            return ok("MongoDB", f"{address.hosts} answers, and takes the credentials")
+            return [ok("MongoDB", f"{address.hosts} answers, and takes the credentials")]
 
         way_out = "is it up, and mongo_config.url right?"
-        yield await _settled("MongoDB", ask, "", wait_s + 5, way_out)
+        for found in await _settled("MongoDB", ask, "", wait_s + 5, way_out):
+            yield found
 
 
 async def keepers(experiment: Experiment, *, timeout_s: float) -> AsyncIterator[Finding]:
@@ -64,19 +78,19 @@ async def keepers(experiment: Experiment, *, timeout_s: float) -> AsyncIterator[
         return
     names = experiment.keepers.names()
 
-    async def ask(_: str) -> Finding:
+    async def ask(_: str) -> list[Finding]:
         async with open_cluster(experiment, reach="look") as cluster:
             answers = (await cluster.views())[0]
         answered = len(answers)
         found = f"{answered} of {len(names)} answer"
         if answered == len(names):
-            return ok("keepers", found)
+            return [ok("keepers", found)]
         silent = next((name for name in names if name not in answers), names[0])
-        return note(
-            "keepers", found, f"start each on its host: main.py -c {experiment.path.name} -k {silent}"
-        )
+        way_out = f"start each on its host: main.py -c {experiment.path.name} -k {silent}"
+        return [note("keepers", found, way_out)]
 
-    yield await _settled("keepers", ask, "", timeout_s, "are the addresses right?")
+    for one in await _settled("keepers", ask, "", timeout_s, "are the addresses right?"):
+        yield one
 
 
 def functions(experiment: Experiment) -> list[Finding]:
@@ -90,7 +104,9 @@ def functions(experiment: Experiment) -> list[Finding]:
         include = learning.data_sampling.include if isinstance(learning, Learning) else ()
         try:
             source = experiment.source(scenario, function, platform)
-            archive = build(source, platform, include=include, requirements=settings.requirements)
+            archive = build(
+                source, platform, include=include, requirements=settings.requirements, node=settings.node
+            )
         except ConfigError as exc:
             found.append(missing(topic, str(exc), exc.hint or "is its folder there?"))
             continue
@@ -106,31 +122,23 @@ def functions(experiment: Experiment) -> list[Finding]:
 
 def _wanted(experiment: Experiment) -> set[tuple[str, str, str]]:
     """Scenario, function and platform of everything that `-d` would deploy."""
-    homes = {name: cluster.platform for name, cluster in experiment.clusters().items()}
-    wanted: set[tuple[str, str, str]] = set()
-    for name, scenario in experiment.scenarios.items():
-        if isinstance(scenario, Learning):
-            clients = {homes[place.cluster] for place in experiment.placements()}
-            wanted |= {(name, scenario.client_function, platform) for platform in clients}
-            server = scenario.server_config
-            home = homes[server.server_cluster_name]
-            wanted |= {(name, function, home) for function in server.server_manager_functions}
-            continue
-        for function, written in scenario.functions.items():
-            wanted |= {(name, function, one) for one in set(homes.values()) if written.on(one) is not None}
-    return wanted
+    return {
+        (asked.scenario, asked.function, cluster.platform)
+        for name, cluster in experiment.clusters().items()
+        for asked in asked_of(experiment, name)
+    }
 
 
 async def _settled(
-    topic: str, ask: Callable[[str], Awaitable[Finding]], name: str, timeout_s: float, way_out: str
-) -> Finding:
+    topic: str, ask: Callable[[str], Awaitable[list[Finding]]], name: str, timeout_s: float, way_out: str
+) -> list[Finding]:
     """What `ask` says, or in words why it could not."""
     try:
         async with asyncio.timeout(timeout_s):
             return await ask(name)
     except TimeoutError:
-        return missing(topic, f"no answer in {timeout_s:g} s", way_out)
+        return [missing(topic, f"no answer in {timeout_s:g} s", way_out)]
     except (ProviderUnavailable, StoreUnavailable) as exc:
-        return missing(topic, str(exc), exc.hint or way_out)
+        return [missing(topic, str(exc), exc.hint or way_out)]
     except FedKeeperError as exc:
-        return missing(topic, str(exc), exc.hint or "the text is the platform's")
+        return [missing(topic, str(exc), exc.hint or "the text is the platform's")]
