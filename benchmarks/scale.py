@@ -96,6 +96,7 @@ def measure(clients: int, rounds: int, keepers: int) -> Json:
             )
             before = {name: sum(one.cpu_times()[:2]) for name, one in processes.items()}
             counted = lab.requests(), lab.log_bytes()
+            epoch = wait_for(lab.status, "a status")["epoch"]
             started = time.monotonic()
             peak: dict[str, float] = {}
             while True:
@@ -124,6 +125,7 @@ def measure(clients: int, rounds: int, keepers: int) -> Json:
         "failed / round": round(statistics.mean(one["failures"] for one in seen["history"]), 1),
         "conductor CPU s": round(cpu[conductor] / rounds, 2),
         "ms / client": round(cpu[conductor] / rounds / clients * 1000, 2),
+        "takeovers": status["epoch"] - epoch,
         "follower CPU s": round(statistics.mean(others) / rounds, 2) if others else 0.0,
         "keeper MB": round(max(peak.values())),
         "log KB / round": round(log_bytes / 1000 / rounds / keepers, 1),

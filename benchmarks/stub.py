@@ -61,6 +61,7 @@ class Stub:
         self.requests: Counter[str] = Counter()
         self.actions: dict[str, Json] = {}
         self.records: dict[str, Json] = {}
+        self._claimed: dict[str, str] = {}
         self._ended: list[Json] = []  # in the order in which they ended
         self._running: set[asyncio.Task[None]] = set()
         self._writes: dict[str, list[Json]] = {"claims": [], "outcomes": []}
@@ -161,6 +162,9 @@ class Stub:
         if chance.random() < settings.cold_part:
             await asyncio.sleep(settings.cold_s)
         key, run = task["key"], task["run"]
+        if self._claimed.setdefault(key, activation_id) != activation_id:  # another one works on it
+            self._end(name, activation_id, start_ms, well=True)
+            return
         self._writes["claims"].append(mongo.claim_document(key, run, activation_id, _now_ms()))
         ok, silent = True, False
         if "client" in task:
@@ -179,20 +183,21 @@ class Stub:
             )
             self._writes["outcomes"].append(mongo.outcome_document(outcome))
             await asyncio.sleep(2 * FLUSH_S)  # a function publishes before it ends
+        self._end(name, activation_id, start_ms, well=ok and not silent)
+
+    def _end(self, name: str, activation_id: str, start_ms: int, *, well: bool) -> None:
+        end_ms = _now_ms()
+        status = "success" if well else "application error"
         record = {
             "activationId": activation_id,
             "name": name,
             "namespace": "_",
             "start": start_ms,
-            "end": _now_ms(),
-            "duration": _now_ms() - start_ms,
+            "end": end_ms,
+            "duration": end_ms - start_ms,
             "annotations": [{"key": "path", "value": f"_/{name}"}],
             "logs": [],
-            "response": {
-                "status": "success" if ok and not silent else "application error",
-                "success": ok and not silent,
-                "result": {},
-            },
+            "response": {"status": status, "success": well, "result": {}},
         }
         self.records[activation_id] = record
         self._ended.append(record)

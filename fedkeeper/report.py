@@ -265,12 +265,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> bool:
 
 
 def write_text(path: Path, text: str) -> bool:
-    """Replace `path` at once, secrets hidden; False, and a warning the first time, if the disk would not."""
+    """Replace `path` at once, secrets hidden; False, and a warning the first time, if the disk would not.
+
+    A file that says so already is left alone: each new conductor has the inputs of all clients to write.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    data = logs.redact(text).encode(errors="replace")
     with _disk(path) as done:
+        if _holds(path, data):
+            return True
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fresh.write_text(logs.redact(text), encoding="utf-8", errors="replace", newline="")
+            fresh.write_bytes(data)
             fresh.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -278,6 +284,13 @@ def write_text(path: Path, text: str) -> bool:
             raise
         done.append(True)
     return bool(done)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def file_name(key: str) -> str:

@@ -352,3 +352,22 @@ def test_params_are_written_whole(tmp_path):
     assert json.loads((tmp_path / "usage_num_clients.json").read_text()) == {"clients": ["client_0"]}
     assert [path.name for path in (tmp_path / "clients").iterdir()] == ["client0.json"]
     assert (tmp_path / "README.md").exists()
+
+
+def test_inputs_that_are_there_already_are_not_written_again(tmp_path):
+    """The next conductor finds those of the last one: thousands of files are left as they are."""
+
+    def write(client_1: str) -> dict[str, int]:
+        write_params(
+            init=(tmp_path / "fl_server_init.json", {"run": "m-1"}),
+            usage=(tmp_path / "usage_num_clients.json", {}),
+            folder=tmp_path / "clients",
+            clients={"client_0": {"url": "there"}, "client_1": {"url": client_1}},
+        )
+        return {path.name: path.stat().st_ino for path in (tmp_path / "clients").iterdir()}
+
+    first, same, other = write("here"), write("here"), write("elsewhere")
+    assert same == first
+    assert other["client0.json"] == first["client0.json"]
+    assert other["client1.json"] != first["client1.json"]
+    assert json.loads((tmp_path / "clients" / "client1.json").read_text()) == {"url": "elsewhere"}
