@@ -112,9 +112,11 @@ def round_row(record: RoundRecord) -> RoundRow:
 
 def function_of(attempt: Attempt) -> str:
     """The function that an attempt invokes on the direct route, as FedKeeper names it."""
-    return {Kind.INIT: "fl_server_init", Kind.AGGREGATE: "fl_server_aggregator"}.get(
-        attempt.kind, attempt.client
-    )
+    return {
+        Kind.INIT: "fl_server_init",
+        Kind.AGGREGATE: "fl_server_aggregator",
+        Kind.SHARD: "fl_server_aggregator",
+    }.get(attempt.kind, attempt.client)
 
 
 def activation_row(

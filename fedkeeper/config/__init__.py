@@ -9,9 +9,10 @@ from fedkeeper.config.mongo import Mongo
 from fedkeeper.config.providers import Cluster
 from fedkeeper.config.reading import load
 from fedkeeper.config.redaction import secrets_of
-from fedkeeper.config.scenario import Learning, Limits, Scenario
+from fedkeeper.config.scenario import Aggregation, Learning, Limits, Scenario
 
 __all__ = [
+    "Aggregation",
     "Api",
     "Cluster",
     "Config",

@@ -201,6 +201,25 @@ class Stopping(Section):
     )
 
 
+class Aggregation(Section):
+    """`aggregation`: how the updates of a round become the next weights. Never what they become."""
+
+    shards: Annotated[NonNegativeInt, Number, Field(le=256)] = Field(
+        default=0,
+        description="aggregators that share a round's work, each for a part of the weights (count); 0: as few"
+        " as keep each of them below the two sizes that follow",
+    )
+    shard_bytes_max: Bytes = Field(
+        default=128 * 1024 * 1024,
+        description="weights of one aggregator (bytes; also 128MB); it needs memory for twice as much,"
+        " and 64 MB",
+    )
+    shard_updates_bytes_max: Bytes = Field(
+        default=4 * 1024 * 1024 * 1024,
+        description="what one aggregator reads of all updates of a round (bytes; also 4GB)",
+    )
+
+
 class Limits(Section):
     """`limits`: a bound on everything."""
 
@@ -302,6 +321,9 @@ class Learning(Section):
     training_test_data: TrainingTestData = Field(description="the four arrays of the experiment")
     model_params: ModelParams = Field(default_factory=empty, description="what a client does in a round")
     stopping: Stopping = Field(default_factory=empty, description="when the run ends")
+    aggregation: Aggregation = Field(
+        default_factory=empty, description="how the updates of a round become the next weights"
+    )
     limits: Limits = Field(default_factory=empty, description="a bound on everything")
     seed: Annotated[int, Number, Field(ge=0, lt=2**31)] | None = Field(
         default=None,

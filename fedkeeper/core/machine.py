@@ -34,6 +34,7 @@ from fedkeeper.core.model import (
     RoundAggregated,
     RoundCommitted,
     Run,
+    ShardStored,
     State,
     StopRun,
     SubmitRun,
@@ -42,6 +43,7 @@ from fedkeeper.core.model import (
     UpdateStored,
     WeightsInitialised,
 )
+from fedkeeper.core.outbox import Step
 from fedkeeper.core.stopping import faults
 
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED)
@@ -52,6 +54,7 @@ _Keyed = (
     | InvocationFailed
     | WeightsInitialised
     | UpdateStored
+    | ShardStored
     | RoundAggregated
     | UpdatesRefused
 )
@@ -99,6 +102,7 @@ def _timed(
             | InvocationFailed()
             | WeightsInitialised()
             | UpdateStored()
+            | ShardStored()
             | RoundAggregated()
             | UpdatesRefused()
         ):
@@ -159,11 +163,12 @@ def _fence(state: State, command: _FENCED) -> str:
 
 _FITS: Mapping[type, tuple[Kind, ...]] = {  # others: any kind
     FunctionsDeployed: (Kind.DEPLOY,),
-    InvocationSent: (Kind.INIT, Kind.TRAIN, Kind.AGGREGATE),
+    InvocationSent: (Kind.INIT, Kind.TRAIN, Kind.AGGREGATE, Kind.SHARD),
     WeightsInitialised: (Kind.INIT,),
     UpdateStored: (Kind.TRAIN,),
     RoundAggregated: (Kind.AGGREGATE,),
-    UpdatesRefused: (Kind.AGGREGATE,),
+    ShardStored: (Kind.SHARD,),
+    UpdatesRefused: (Kind.AGGREGATE, Kind.SHARD),
 }
 
 
@@ -173,28 +178,38 @@ def _answer(state: State, command: _Keyed) -> Applied:
     attempt = _outstanding(run, command.key) if run is not None else None
     if run is None or attempt is None:
         return Applied(state=state, rejected=f"{command.key} is not outstanding")
+    if problem := _problem(run, attempt, command):
+        return Applied(state=state, rejected=problem)
+    return _with(state, *_answered(run, attempt, command, state.now_ms))
+
+
+def _problem(run: Run, attempt: Attempt, command: _Keyed) -> str:
+    """Why it is no answer to this attempt."""
     if attempt.kind not in _FITS.get(type(command), Kind):
-        return Applied(
-            state=state, rejected=f"{command.key} is for {attempt.kind}, not a {type(command).__name__}"
-        )
-    now_ms = state.now_ms
+        return f"{command.key} is for {attempt.kind}, not a {type(command).__name__}"
+    if isinstance(command, ShardStored | RoundAggregated) and (problem := rounds.misfit(run, command)):
+        return f"{command.key}: {problem}"
+    return ""
+
+
+def _answered(run: Run, attempt: Attempt, command: _Keyed, now_ms: int) -> Step:
     match command:
         case FunctionsDeployed():
-            return _with(state, *rounds.deployed(run, attempt, command, now_ms))
+            return rounds.deployed(run, attempt, command, now_ms)
         case InvocationSent():
-            return _with(state, rounds.sent(run, attempt, command.activation_id, now_ms))
+            return rounds.sent(run, attempt, command.activation_id, now_ms), ()
         case InvocationFailed():
-            return _with(state, *rounds.failed(run, attempt, command.reason, now_ms))
+            return rounds.failed(run, attempt, command.reason, now_ms)
         case WeightsInitialised():
-            return _with(state, *rounds.initialised(run, attempt, command, now_ms))
+            return rounds.initialised(run, attempt, command, now_ms)
         case UpdateStored():
-            return _with(state, *rounds.updated(run, attempt, command, now_ms))
+            return rounds.updated(run, attempt, command, now_ms)
+        case ShardStored():
+            return rounds.shard_stored(run, attempt, command, now_ms)
         case RoundAggregated():
-            if problem := rounds.misfit(run, command):
-                return Applied(state=state, rejected=f"{command.key}: {problem}")
-            return _with(state, *rounds.aggregated(run, attempt, command, now_ms))
+            return rounds.aggregated(run, attempt, command, now_ms)
         case UpdatesRefused():
-            return _with(state, *rounds.refused(run, attempt, command, now_ms))
+            return rounds.refused(run, attempt, command, now_ms)
         case _:  # pragma: no cover
             assert_never(command)
 

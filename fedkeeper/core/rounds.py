@@ -5,11 +5,10 @@ Every function takes a Run and returns the Run after it, most of them with the i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fedkeeper.core import attempts
+from fedkeeper.core import attempts, outbox, records, sharding
 from fedkeeper.core.model import (
     Attempt,
     AttemptStatus,
@@ -17,26 +16,27 @@ from fedkeeper.core.model import (
     Intent,
     Invoke,
     Kind,
+    Part,
     Phase,
     Prune,
     RoundAggregated,
     RoundCommitted,
-    RoundRecord,
     Run,
     RunEnded,
     RunSpec,
+    ShardStored,
     Update,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
 )
+from fedkeeper.core.outbox import Step
 from fedkeeper.core.persistent import Buckets, Grown
 from fedkeeper.core.selection import choose_clients
 from fedkeeper.core.stopping import reached_the_end
 
-Step = tuple[Run, tuple[Intent, ...]]
-
 BACKOFF_MS_MAX = 60_000
+_AGGREGATING = (Kind.AGGREGATE, Kind.SHARD)
 _WAITING = (AttemptStatus.SENDING, AttemptStatus.RUNNING)
 
 
@@ -48,7 +48,7 @@ def begin(spec: RunSpec, now_ms: int) -> Step:
     deploys = spec.deploy_timeout_ms > 0
     phase = Phase.DEPLOYING if deploys else Phase.INITIALISING
     run = Run(spec=spec, phase=phase, round=0, weights=None, submitted_ms=now_ms)
-    return _attempt(run, Kind.DEPLOY if deploys else Kind.INIT, number=0, now_ms=now_ms)
+    return outbox.start(run, Kind.DEPLOY if deploys else Kind.INIT, number=0, now_ms=now_ms)
 
 
 def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
@@ -72,20 +72,18 @@ def taken_over(run: Run, now_ms: int) -> Run:
     Else what nobody sent while there was no conductor would be given up, and invoked anew, the moment
     it is sent at last.
     """
-    outbox = {
-        key: replace(one, issued_ms=now_ms, deadline_ms=now_ms + attempts.timeout_ms(run.spec, one.kind))
-        if one.status is AttemptStatus.SENDING
-        else one
+    waiting = {
+        key: outbox.issued(run, one, now_ms) if one.status is AttemptStatus.SENDING else one
         for key, one in run.outbox.items()
     }
-    return replace(run, outbox=Buckets(outbox))
+    return replace(run, outbox=Buckets(waiting))
 
 
 def failed(
     run: Run, attempt: Attempt, reason: str, now_ms: int, *, status: AttemptStatus = AttemptStatus.FAILED
 ) -> Step:
     """An attempt came to nothing: try again while attempts are left, else go on without it."""
-    run = _close(run, attempt, status, reason, now_ms)
+    run = outbox.close(run, attempt, status, reason, now_ms)
     run, intents = _again(run, attempt, reason, now_ms)
     run, more = _close_training(run, now_ms)
     return run, intents + more
@@ -97,9 +95,9 @@ def deployed(run: Run, attempt: Attempt, command: FunctionsDeployed, now_ms: int
     without = [client for client in invoked if not command.urls.get(client)]
     if without:
         return failed(run, attempt, f"no URL of {', '.join(without)}", now_ms)
-    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    run = outbox.close(run, attempt, AttemptStatus.OK, "", now_ms)
     run = replace(run, phase=Phase.INITIALISING, urls=dict(command.urls), deployed=command.summary)
-    return _attempt(run, Kind.INIT, number=0, now_ms=now_ms)
+    return outbox.start(run, Kind.INIT, number=0, now_ms=now_ms)
 
 
 def initialised(run: Run, attempt: Attempt, command: WeightsInitialised, now_ms: int) -> Step:
@@ -108,7 +106,7 @@ def initialised(run: Run, attempt: Attempt, command: WeightsInitialised, now_ms:
     without = [client for client in places if command.samples.get(client, 0) < 1]
     if without:
         return failed(run, attempt, f"no rows were dealt to {', '.join(without)}", now_ms)
-    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    run = outbox.close(run, attempt, AttemptStatus.OK, "", now_ms)
     run = replace(run, weights=command.weights, samples=dict(command.samples))
     return _begin_round(run, 1, now_ms)
 
@@ -117,7 +115,7 @@ def updated(run: Run, attempt: Attempt, command: UpdateStored, now_ms: int) -> S
     """A client's update counts, once."""
     if command.samples < 1:
         return failed(run, attempt, f"trained on {command.samples} rows", now_ms)
-    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
+    run = outbox.close(run, attempt, AttemptStatus.OK, "", now_ms)
     update = Update(
         key=command.key,
         client=attempt.client,
@@ -131,19 +129,31 @@ def updated(run: Run, attempt: Attempt, command: UpdateStored, now_ms: int) -> S
     return _close_training(run, now_ms)
 
 
-def misfit(run: Run, command: RoundAggregated) -> str:
-    """Why an aggregation may not be committed: other weights below it, or other updates in it."""
+def misfit(run: Run, command: RoundAggregated | ShardStored) -> str:
+    """Why an aggregation may not be committed: other weights below it, or other updates or shards in it."""
     if command.base != run.weights:
         return "it was made from other weights than the run's"
     if set(command.updates) != {update.key for update in run.updates.values()}:
         return "it averaged other updates than those that were counted"
+    if isinstance(command, RoundAggregated) and command.parts != tuple(
+        part.key for part in sharding.in_order(run)
+    ):
+        return "it was put together from other shards than those that were counted"
     return ""
+
+
+def shard_stored(run: Run, attempt: Attempt, command: ShardStored, now_ms: int) -> Step:
+    """A shard counts, once; with the last one the weights can be put together."""
+    run = outbox.close(run, attempt, AttemptStatus.OK, "", now_ms)
+    part = Part(shard=attempt.shard, key=command.key, ref=command.ref, aggregate_s=command.aggregate_s)
+    run = replace(run, parts=(*run.parts, part))
+    return _aggregate(run, now_ms) if sharding.complete(run) else (run, ())
 
 
 def aggregated(run: Run, attempt: Attempt, command: RoundAggregated, now_ms: int) -> Step:
     """The round is committed; the next one begins, or the run ends."""
-    run = _close(run, attempt, AttemptStatus.OK, "", now_ms)
-    record = _record(run, command, now_ms)
+    run = outbox.close(run, attempt, AttemptStatus.OK, "", now_ms)
+    record = records.record(run, command, now_ms)
     run = replace(run, weights=command.weights, history=(*run.history, record))
     intents: tuple[Intent, ...] = (
         RoundCommitted(run=run.spec.run, round=run.round),
@@ -157,14 +167,19 @@ def aggregated(run: Run, attempt: Attempt, command: RoundAggregated, now_ms: int
 
 
 def refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) -> Step:
-    """The aggregator would not average some updates: their attempts failed after all."""
+    """The aggregator would not take some updates, or shards: their attempts failed after all."""
+    if attempt.kind is Kind.AGGREGATE and any(part.key in command.refused for part in run.parts):
+        return _shards_refused(run, attempt, command, now_ms)
     bad = {update.client: update for update in run.updates.values() if update.key in command.refused}
     if not bad:
         return failed(run, attempt, "it refused updates that were never counted", now_ms)
-    run = _close(run, attempt, AttemptStatus.OK, f"refused {len(bad)} update(s)", now_ms)
+    run = outbox.close(run, attempt, AttemptStatus.OK, f"refused {len(bad)} update(s)", now_ms)
+    for other in [one for one in run.outbox.values() if one.kind is Kind.SHARD]:
+        run = outbox.close(run, other, AttemptStatus.ABANDONED, "another one refused updates", now_ms)
     run = replace(
         run,
         phase=Phase.TRAINING,
+        parts=(),
         updates={client: update for client, update in run.updates.items() if client not in bad},
         ended=Grown(_refused_attempt(one, command) for one in run.ended),
     )
@@ -177,6 +192,25 @@ def refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) ->
     return run, intents + more
 
 
+def _shards_refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) -> Step:
+    """Some shards are missing or damaged: they alone are made again."""
+    bad = [part for part in run.parts if part.key in command.refused]
+    run = outbox.close(run, attempt, AttemptStatus.OK, f"refused {len(bad)} shard(s)", now_ms)
+    run = replace(
+        run,
+        parts=tuple(part for part in run.parts if part not in bad),
+        ended=Grown(_refused_attempt(one, command) for one in run.ended),
+    )
+    intents: tuple[Intent, ...] = ()
+    by_key = {one.key: one for one in run.ended}
+    for part in bad:
+        run, more = _again(run, by_key[part.key], command.refused[part.key], now_ms)
+        intents += more
+        if run.phase is Phase.FAILED:
+            break
+    return run, intents
+
+
 def tick(run: Run, now_ms: int) -> Step:
     """Release what waited for its time; give up on what had its time."""
     intents: tuple[Intent, ...] = ()
@@ -187,7 +221,7 @@ def tick(run: Run, now_ms: int) -> Step:
         if attempt is None:
             continue
         if attempt.status is AttemptStatus.PENDING and now_ms >= attempt.not_before_ms:
-            run, more = _issue(run, attempt, now_ms)
+            run, more = outbox.issue(run, attempt, now_ms)
             intents += more
         elif attempt.status in _WAITING and now_ms >= attempt.deadline_ms:
             reason = (
@@ -201,18 +235,12 @@ def tick(run: Run, now_ms: int) -> Step:
 def end(run: Run, phase: Phase, reason: str, now_ms: int) -> Step:
     """The run is over; whatever is still under way is abandoned."""
     for attempt in run.outbox.values():
-        run = _close(run, attempt, AttemptStatus.ABANDONED, f"the run is {phase}", now_ms)
+        run = outbox.close(run, attempt, AttemptStatus.ABANDONED, f"the run is {phase}", now_ms)
     run = replace(run, phase=phase, reason=reason, ended_ms=now_ms)
     return run, (RunEnded(run=run.spec.run),)
 
 
 # --- what can be asked ------------------------------------------------------------------------
-
-
-def ordered_updates(run: Run) -> tuple[Update, ...]:
-    """The round's updates in the order in which they are averaged: that of the clients in the spec."""
-    order = {place.client: index for index, place in enumerate(run.spec.clients)}
-    return tuple(sorted(run.updates.values(), key=lambda update: order[update.client]))
 
 
 def due_times(run: Run) -> Iterator[int]:
@@ -241,14 +269,17 @@ def _begin_round(run: Run, round_no: int, now_ms: int) -> Step:
         chosen=chosen,
         updates={},
         gave_up={},
+        parts=(),
         ended=Grown(one for one in run.ended if one.round >= round_no - 1),
         round_started_ms=now_ms,
         invoked_ms=0,
         trained_ms=0,
     )
     clusters = {place.client: place.cluster for place in spec.clients}
-    made = [_made(run, Kind.TRAIN, client=client, cluster=clusters[client], number=0) for client in chosen]
-    issued = [_issued(run, attempt, now_ms) for attempt in made]
+    made = [
+        outbox.made(run, Kind.TRAIN, client=client, cluster=clusters[client], number=0) for client in chosen
+    ]
+    issued = [outbox.issued(run, attempt, now_ms) for attempt in made]
     run = replace(run, outbox=Buckets({**run.outbox, **{one.key: one for one in issued}}))
     return run, tuple(Invoke(run=spec.run, key=one.key) for one in issued)
 
@@ -264,16 +295,29 @@ def _close_training(run: Run, now_ms: int) -> Step:
             f" ({len(run.gave_up)} of {len(run.chosen)} clients gave none: {reasons})"
         )
         return end(run, Phase.FAILED, problem, now_ms)
-    number = sum(one.kind is Kind.AGGREGATE and one.round == run.round for one in run.ended)
     run = replace(run, phase=Phase.AGGREGATING, trained_ms=run.trained_ms or now_ms)
-    return _attempt(run, Kind.AGGREGATE, number=number, now_ms=now_ms)
+    return _aggregate(run, now_ms)
+
+
+def _aggregate(run: Run, now_ms: int) -> Step:
+    """Shard by shard, then what they come to; at once where there is one shard."""
+    shards = sharding.count(run)
+    if shards == 1 or sharding.complete(run):
+        number = outbox.next_number(run, Kind.AGGREGATE)
+        return outbox.start(run, Kind.AGGREGATE, number=number, now_ms=now_ms)
+    intents: tuple[Intent, ...] = ()
+    for shard in range(shards):
+        number = outbox.next_number(run, Kind.SHARD, shard)
+        run, more = outbox.start(run, Kind.SHARD, shard=shard, number=number, now_ms=now_ms)
+        intents += more
+    return run, intents
 
 
 def _cut_training_short(run: Run, now_ms: int) -> Step:
     reason = f"the round's {run.spec.round_timeout_ms / 1000:g} s were over"
     late = [one for one in run.outbox.values() if one.kind is Kind.TRAIN]
     for attempt in late:
-        run = _close(run, attempt, AttemptStatus.ABANDONED, reason, now_ms)
+        run = outbox.close(run, attempt, AttemptStatus.ABANDONED, reason, now_ms)
     run = replace(run, gave_up=Buckets({**run.gave_up, **{one.client: reason for one in late}}))
     return _close_training(run, now_ms)
 
@@ -283,15 +327,16 @@ def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
     if attempt.kind is Kind.DEPLOY:  # the platforms were tried often enough by whoever deployed
         return end(run, Phase.FAILED, f"the functions could not be deployed: {reason}", now_ms)
     failures = attempt.number + 1  # of a client all earlier ones failed, or there would be no further one
-    if attempt.kind is Kind.AGGREGATE:  # an aggregator that refused updates did its work
-        failures = sum(_is_failure(one) for one in run.ended if one.round == run.round)
+    if attempt.kind in _AGGREGATING:  # an aggregator that refused updates did its work
+        failures = sum(outbox.is_failure(one) for one in outbox.ended_alike(run, attempt.kind, attempt.shard))
     if failures < run.spec.attempts_max:
         wait_ms = min(run.spec.retry_backoff_ms * 2 ** (failures - 1), BACKOFF_MS_MAX)
-        return _attempt(
+        return outbox.start(
             run,
             attempt.kind,
             client=attempt.client,
             cluster=attempt.cluster,
+            shard=attempt.shard,
             number=attempt.number + 1,
             now_ms=now_ms,
             not_before_ms=now_ms + wait_ms,
@@ -302,102 +347,10 @@ def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
     return end(run, Phase.FAILED, f"{what} failed {failures} time(s), the last time: {reason}", now_ms)
 
 
-def _is_failure(aggregation: Attempt) -> bool:
-    return aggregation.kind is Kind.AGGREGATE and aggregation.status is not AttemptStatus.OK
-
-
-def _attempt(
-    run: Run,
-    kind: Kind,
-    *,
-    number: int,
-    now_ms: int,
-    client: str = "",
-    cluster: str = "",
-    not_before_ms: int = 0,
-) -> Step:
-    """`cluster`: the client's; server tasks have their own."""
-    attempt = _made(
-        run,
-        kind,
-        client=client,
-        cluster=cluster or run.spec.server_cluster,
-        number=number,
-        not_before_ms=not_before_ms,
-    )
-    if not_before_ms > now_ms:
-        return replace(run, outbox=Buckets.of(run.outbox).put(attempt.key, attempt)), ()
-    return _issue(run, attempt, now_ms)
-
-
-def _made(run: Run, kind: Kind, *, client: str, cluster: str, number: int, not_before_ms: int = 0) -> Attempt:
-    return Attempt(
-        key=attempts.key(run, kind, client, number),
-        kind=kind,
-        run=run.spec.run,
-        round=run.round,
-        client=client,
-        number=number,
-        cluster=cluster,
-        status=AttemptStatus.PENDING,
-        not_before_ms=not_before_ms,
-        issued_ms=0,
-        deadline_ms=0,
-    )
-
-
-def _issue(run: Run, attempt: Attempt, now_ms: int) -> Step:
-    issued = _issued(run, attempt, now_ms)
-    run = replace(run, outbox=Buckets.of(run.outbox).put(attempt.key, issued))
-    return run, (Invoke(run=run.spec.run, key=attempt.key),)
-
-
-def _issued(run: Run, attempt: Attempt, now_ms: int) -> Attempt:
-    return replace(
-        attempt,
-        status=AttemptStatus.SENDING,
-        issued_ms=now_ms,
-        deadline_ms=now_ms + attempts.timeout_ms(run.spec, attempt.kind),
-    )
-
-
-def _close(run: Run, attempt: Attempt, status: AttemptStatus, reason: str, now_ms: int) -> Run:
-    ended = replace(attempt, status=status, reason=reason, ended_ms=now_ms)
-    outbox = Buckets.of(run.outbox).drop(attempt.key)
-    return replace(run, outbox=outbox, ended=Grown.of(run.ended).add(ended))
-
-
 def _refused_attempt(attempt: Attempt, command: UpdatesRefused) -> Attempt:
     if attempt.key not in command.refused:
         return attempt
     return replace(attempt, status=AttemptStatus.FAILED, reason=command.refused[attempt.key])
-
-
-def _record(run: Run, command: RoundAggregated, now_ms: int) -> RoundRecord:
-    updates = ordered_updates(run)
-    mine = [one for one in run.ended if one.round == run.round]
-    losses = [(update.loss, update.samples) for update in updates if update.loss is not None]
-    weight = sum(samples for _, samples in losses)
-    train_loss = sum(loss * samples for loss, samples in losses) / weight if weight else math.nan
-    return RoundRecord(
-        round=run.round,
-        weights=command.weights,
-        loss=command.loss,
-        accuracy=command.accuracy,
-        clients=run.chosen,
-        updates=tuple(update.key for update in updates),
-        samples=sum(update.samples for update in updates),
-        failures=sum(one.status in (AttemptStatus.FAILED, AttemptStatus.SILENT) for one in mine),
-        gave_up=len(run.gave_up),
-        update_bytes=sum(update.ref.nbytes for update in updates),
-        train_loss=train_loss if math.isfinite(train_loss) else None,  # the sum of huge ones is infinite
-        started_ms=run.round_started_ms,
-        invoked_ms=run.invoked_ms or run.trained_ms,
-        trained_ms=run.trained_ms,
-        aggregated_ms=now_ms,
-        aggregate_s=command.aggregate_s,
-        evaluate_s=command.evaluate_s,
-    )
 
 
 def _round_deadline_ms(run: Run) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedkeeper.core.model import RunSpec
+from fedkeeper.core.sharding import SHARDS_MAX
 
 
 def reached_the_end(spec: RunSpec, *, round_no: int, accuracy: float | None) -> bool:
@@ -35,6 +36,11 @@ def faults(spec: RunSpec) -> str:
         (
             min(spec.round_timeout_ms, spec.retry_backoff_ms, spec.deploy_timeout_ms) < 0,
             "a time is negative",
+        ),
+        (not 0 <= spec.shards <= SHARDS_MAX, f"shards is {spec.shards}, must be 0 to {SHARDS_MAX}"),
+        (
+            spec.shards == 0 and min(spec.shard_bytes_max, spec.shard_updates_bytes_max) < 1,
+            "shards is 0, and a size of the rule for their number is below 1 byte",
         ),
     )
     return "; ".join(problem for wrong, problem in checks if wrong)

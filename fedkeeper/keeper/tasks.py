@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from fedkeeper.core import sharding
 from fedkeeper.core.model import (
     Attempt,
     ClientPlace,
@@ -19,11 +20,12 @@ from fedkeeper.core.model import (
     RoundAggregated,
     Run,
     RunSpec,
+    ShardStored,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
 )
-from fedkeeper.core.rounds import ordered_updates
+from fedkeeper.core.records import ordered_updates
 from fedkeeper.errors import TaskError
 from fedkeeper.runtime.learned import learn
 from fedkeeper.runtime.wire import (
@@ -88,8 +90,8 @@ class TaskBook:
                 raise TaskError(f"{attempt.key}: deploying is no invocation")
             case Kind.INIT:
                 return self._server(run, INIT_FUNCTION, self.init_task(run, attempt.key))
-            case Kind.AGGREGATE:
-                return self._server(run, AGGREGATE_FUNCTION, self._aggregate_task(run, attempt.key))
+            case Kind.AGGREGATE | Kind.SHARD:
+                return self._server(run, AGGREGATE_FUNCTION, self._aggregate_task(run, attempt))
             case Kind.TRAIN:
                 task = self.train_task(run, attempt.key, attempt.client)
                 timeout_s = spec.client_timeout_ms / 1000
@@ -146,19 +148,26 @@ class TaskBook:
             max_model_bytes=self.max_model_bytes,
         )
 
-    def _aggregate_task(self, run: Run, key: str) -> AggregateTask:
+    def _aggregate_task(self, run: Run, attempt: Attempt) -> AggregateTask:
+        shards = sharding.count(run)
+        joins = shards > 1 and attempt.kind is Kind.AGGREGATE
+        averaged = () if joins else ordered_updates(run)
         return AggregateTask(
-            key=key,
+            key=attempt.key,
             run=run.spec.run,
             round=run.round,
             base=_ref(_pointer(run)),
             updates=tuple(
                 UpdateRef(client=update.client, update=_ref(update.ref), samples=update.samples)
-                for update in ordered_updates(run)
+                for update in averaged
             ),
             model=self.model,
             data=self.data,
             max_model_bytes=self.max_model_bytes,
+            shards=shards,
+            shard=attempt.shard,
+            parts=tuple(_ref(part.ref) for part in sharding.in_order(run)) if joins else (),
+            wire=2 if shards > 1 else 1,
         )
 
     def _server(self, run: Run, function: str, task: InitTask | AggregateTask) -> Call:
@@ -206,7 +215,7 @@ def invoked_on(run: Run, attempt: Attempt) -> tuple[str, str]:
         return run.spec.server_cluster, ""
     if attempt.kind is Kind.INIT:
         return run.spec.server_cluster, INIT_FUNCTION
-    if attempt.kind is Kind.AGGREGATE:
+    if attempt.kind in (Kind.AGGREGATE, Kind.SHARD):
         return run.spec.server_cluster, AGGREGATE_FUNCTION
     place = places(run.spec)[attempt.client]
     if place.route == "direct":
@@ -245,7 +254,7 @@ def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms:
                 epoch=epoch,
                 at_ms=at_ms,
             )
-        case Kind.AGGREGATE:
+        case Kind.AGGREGATE | Kind.SHARD:
             averaged = decode(AggregateResult, outcome.result)
             if averaged.weights is None:
                 return UpdatesRefused(
@@ -254,11 +263,23 @@ def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms:
                     epoch=epoch,
                     at_ms=at_ms,
                 )
+            updates = tuple(update.key for update in ordered_updates(run))
+            if attempt.kind is Kind.SHARD:
+                return ShardStored(
+                    key=key,
+                    base=_pointer(run),
+                    ref=_object(averaged.weights),
+                    updates=updates,
+                    aggregate_s=averaged.seconds.get("aggregate", 0.0),
+                    epoch=epoch,
+                    at_ms=at_ms,
+                )
             return RoundAggregated(
                 key=key,
                 base=_pointer(run),
                 weights=_object(averaged.weights),
-                updates=tuple(update.key for update in ordered_updates(run)),
+                updates=updates,
+                parts=tuple(part.key for part in sharding.in_order(run)),
                 loss=averaged.loss,
                 accuracy=averaged.accuracy,
                 aggregate_s=averaged.seconds.get("aggregate", 0.0),

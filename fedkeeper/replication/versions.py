@@ -7,52 +7,67 @@ default is therefore for ever, and a change of meaning needs a new name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from fedkeeper.core.model import Command, State
 
-VERSION: Final = 3
+VERSION: Final = 4
 COMMANDS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in get_args(Command)}
 
 # What is not listed has been there since version 1. A new command is listed alone, its first fields are not.
-SINCE: Final[Mapping[str, int]] = dict.fromkeys(
-    (
-        "FunctionsDeployed",
-        "KeeperStarted",
-        "KeeperMeasured",
-        "KeeperLost",
-        "KeeperRemoved",
-        "PutValue",
-        "DeleteValue",
-        "ClaimConductor.why",
-        "ClaimConductor.pinned",
-        "RunSpec.deploy_timeout_ms",
-        "RunSpec.book",
-        "Run.urls",
-        "Run.deployed",
-        "State.conductor_why",
-        "State.conductor_since_ms",
-        "State.conductor_rounds",
-        "State.pinned",
-        "State.keepers",
-        "State.kv",  # version 1 had it for texts, and no command that wrote any
-        "State.kv_version",
-        "State.kv_bytes",
-        "State.answered",
-    ),
-    2,
-) | dict.fromkeys(
-    (
-        "ClaimConductor.unfit",
-        "ClaimConductor.unfit_ms",
-        "KeeperInfo.unfit",
-        "KeeperInfo.unfit_times",
-        "KeeperInfo.unfit_until_ms",
-    ),
-    3,
+SINCE: Final[Mapping[str, int]] = (
+    dict.fromkeys(
+        (
+            "FunctionsDeployed",
+            "KeeperStarted",
+            "KeeperMeasured",
+            "KeeperLost",
+            "KeeperRemoved",
+            "PutValue",
+            "DeleteValue",
+            "ClaimConductor.why",
+            "ClaimConductor.pinned",
+            "RunSpec.deploy_timeout_ms",
+            "RunSpec.book",
+            "Run.urls",
+            "Run.deployed",
+            "State.conductor_why",
+            "State.conductor_since_ms",
+            "State.conductor_rounds",
+            "State.pinned",
+            "State.keepers",
+            "State.kv",  # version 1 had it for texts, and no command that wrote any
+            "State.kv_version",
+            "State.kv_bytes",
+            "State.answered",
+        ),
+        2,
+    )
+    | dict.fromkeys(
+        (
+            "ClaimConductor.unfit",
+            "ClaimConductor.unfit_ms",
+            "KeeperInfo.unfit",
+            "KeeperInfo.unfit_times",
+            "KeeperInfo.unfit_until_ms",
+        ),
+        3,
+    )
+    | dict.fromkeys(
+        (
+            "ShardStored",
+            "RoundAggregated.parts",
+            "RunSpec.shards",
+            "RunSpec.shard_bytes_max",
+            "RunSpec.shard_updates_bytes_max",
+            "Run.parts",
+            "Attempt.shard",
+        ),
+        4,
+    )
 )
 
 Plain = Any  # what a JSON encoder takes, dataclasses of the model included
@@ -113,6 +128,8 @@ def _rule(hint: Any) -> Rule | None:
     args = get_args(hint)
     if get_origin(hint) is Mapping and (rule := _rule(args[1])) is not None:
         return _each(rule)
+    if get_origin(hint) is Sequence and (rule := _rule(args[0])) is not None:
+        return _each_in_line(rule)
     assert not any(_grew(arg) for arg in args), f"no rule for {hint}"
     return None
 
@@ -126,6 +143,16 @@ def _each(rule: Rule) -> Rule:
         return plain, max((needed for _, needed in written.values()), default=1)
 
     return of_mapping
+
+
+def _each_in_line(rule: Rule) -> Rule:
+    def of_sequence(value: Any) -> tuple[Plain, int]:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return value, 1
+        written = [rule(one) for one in value]
+        return [one for one, _ in written], max((needed for _, needed in written), default=1)
+
+    return of_sequence
 
 
 def _grew(hint: Any) -> bool:

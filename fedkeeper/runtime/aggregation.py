@@ -1,77 +1,177 @@
-"""The server's part of a round: the clients' updates become the next weights."""
+"""The server's part of a round: the clients' updates become the next weights, or a shard of them."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from fedkeeper.errors import ObjectDamaged, ObjectMissing, TaskError, UpdateRefused
+from fedkeeper.runtime.ahead import ahead
 from fedkeeper.runtime.averaging import Average
-from fedkeeper.runtime.base import ObjectStore, Tensors
-from fedkeeper.runtime.updates import Shape, check_update, shapes
+from fedkeeper.runtime.base import ObjectStore, StoredObject, Tensors
+from fedkeeper.runtime.layout import Layout
+from fedkeeper.runtime.tensors import describe
+from fedkeeper.runtime.updates import check_shapes
 from fedkeeper.runtime.wire import AggregateTask, Ref, Refused, UpdateRef, weights_name
+
+BLOCKS_AHEAD = 8  # fetched while one is being added; the store's blocks have 1 MiB at most
+
+Pieces = Callable[[], Iterator[bytes]]
+_Unfit = (UpdateRefused, ObjectMissing, ObjectDamaged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregated:
-    """What came of it: new weights, or the updates that stand in their way."""
+    """What came of it: new weights or a shard of them, or the updates (or shards) that stand in their way."""
 
-    weights: Tensors
     ref: Ref | None  # None if any was refused: then nothing is written
     refused: tuple[Refused, ...] = ()
+    weights: Tensors = field(default_factory=dict)  # if they are at hand: there is one shard
 
 
 def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
-    """Average the updates one by one, in the order of the task, and store the weights.
+    """Average the updates in the order of the task, block by block, and store the weights.
 
-    While one is being added the next one is fetched and checked, so two are in memory at most.
+    Of a task for one shard, only its bytes are read and stored. With `parts`, the shards are put together.
+    The weights have the same bytes however many shards there are. Memory: 8 bytes for each number of the
+    shard, and some blocks.
 
     An update that is missing, damaged or unfit is refused, and then nothing is written: the result names
     all that were refused. A store that is away is no fault of an update: StoreUnavailable.
     """
+    base = store.open(task.base.name, sha256=task.base.sha256)
+    layout = base.layout
+    if task.parts:
+        return _join(task, store, base)
     if not task.updates:
         raise TaskError(f"round {task.round} of {task.run!r}: no updates to average")
-    like = shapes(store.get(task.base.name, sha256=task.base.sha256))
-    average = Average(like, samples_total=max(1, sum(max(0, one.samples) for one in task.updates)))
+    if not 0 <= task.shard < task.shards:
+        raise TaskError(
+            f"round {task.round} of {task.run!r}: there is no shard {task.shard} of {task.shards}"
+        )
+    begin, end = layout.shard(task.shard, task.shards)
+    average = Average(layout, begin, end)
+    if refused := _fold(task, store, layout, average, begin, end):
+        return Aggregated(ref=None, refused=refused)
+    average.finish()
+    if task.shards > 1:
+        return Aggregated(
+            ref=store.put_bytes(task.key, [], average.pieces, run=task.run, round_no=task.round)
+        )
+    header = _header(base)
+
+    def pieces() -> Iterator[bytes]:
+        yield header
+        yield from average.pieces()
+
+    return Aggregated(ref=_put(task, store, header, pieces), weights=average.tensors())
+
+
+def _fold(
+    task: AggregateTask, store: ObjectStore, layout: Layout, average: Average, begin: int, end: int
+) -> tuple[Refused, ...]:
+    """Add all updates; name those that are unfit. They are looked for one by one only if there are any."""
+
+    def add(number: int, position: int, block: bytes) -> None:
+        if block:
+            average.add(position, block, task.updates[number].samples)
+        else:
+            average.count(task.updates[number].samples)
+
+    def check(number: int, position: int, block: bytes) -> None:
+        average.check(position, block)
+
+    if not _each(task, store, layout, (begin, end), add) and average.finite():
+        return ()
+    refused = _each(task, store, layout, (begin, end), check)
+    if not refused:
+        raise TaskError(f"{task.key}: the updates are finite, but their sum is not")
+    return tuple(
+        Refused(key=task.updates[number].update.name, reason=reason)
+        for number, reason in sorted(refused.items())
+    )
+
+
+def _each(
+    task: AggregateTask,
+    store: ObjectStore,
+    layout: Layout,
+    part: tuple[int, int],
+    use: Callable[[int, int, bytes], None],
+) -> dict[int, str]:
+    """Use every block of every update, in order; what was wrong with some of them."""
+    refused: dict[int, str] = {}
+    with contextlib.closing(ahead(_blocks(task, store, layout, part), BLOCKS_AHEAD)) as blocks:
+        for number, position, block in blocks:
+            if isinstance(block, Exception):
+                refused.setdefault(number, str(block))
+            elif number not in refused:
+                try:
+                    use(number, position, block)
+                except UpdateRefused as exc:
+                    refused[number] = str(exc)
+    return refused
+
+
+def _blocks(
+    task: AggregateTask, store: ObjectStore, layout: Layout, part: tuple[int, int]
+) -> Iterator[tuple[int, int, bytes | Exception]]:
+    """(number of the update, position, block or what is wrong with it); after its last one, an empty one."""
+    begin, end = part
     uses = Counter(one.update.name for one in task.updates)
-    refused = []
-
-    def fit(one: UpdateRef) -> Tensors:
-        return _fit(one, store, like, task.max_model_bytes, uses[one.update.name])
-
-    for one, ready in _ahead(fit, task.updates):
+    for number, one in enumerate(task.updates):
+        position = begin
         try:
-            average.add(ready.result(), one.samples)
-        except (UpdateRefused, ObjectMissing, ObjectDamaged) as exc:
-            refused.append(Refused(key=one.update.name, reason=str(exc)))
-        del ready  # or its update would be in memory until the one after the next is
-    if refused:
-        return Aggregated(weights={}, ref=None, refused=tuple(refused))
-    weights = average.result()
-    ref = store.put(weights_name(task.run, task.round), weights, run=task.run, round_no=task.round)
-    return Aggregated(weights=weights, ref=ref)
+            update = _opened(one, store, layout, task.max_model_bytes, uses[one.update.name])
+            header_bytes = update.layout.header_bytes
+            for block in update.read(header_bytes + begin, header_bytes + end):
+                yield number, position, block
+                position += len(block)
+            yield number, end, b""
+        except _Unfit as exc:
+            yield number, position, exc
 
 
-def _ahead(
-    fetch: Callable[[UpdateRef], Tensors], updates: Sequence[UpdateRef]
-) -> Iterator[tuple[UpdateRef, Future[Tensors]]]:
-    """Each update with its tensors, which come while the one before is being worked on."""
-    with ThreadPoolExecutor(1) as fetching:
-        coming = fetching.submit(fetch, updates[0])
-        for one, following in zip_longest(updates, updates[1:]):
-            wait([coming])
-            ready, coming = coming, fetching.submit(fetch, following) if following else coming
-            yield one, ready
-
-
-def _fit(one: UpdateRef, store: ObjectStore, like: dict[str, Shape], bytes_max: int, uses: int) -> Tensors:
+def _opened(one: UpdateRef, store: ObjectStore, like: Layout, bytes_max: int, uses: int) -> StoredObject:
+    """The update. UpdateRefused for what can be seen without its numbers."""
     if one.samples < 1:
         raise UpdateRefused(f"trained on {one.samples} rows")
     if uses > 1:
         raise UpdateRefused("named more than once")
-    update = store.get(one.update.name, sha256=one.update.sha256)
-    check_update(update, like, bytes_max=bytes_max)
+    update = store.open(one.update.name, sha256=one.update.sha256)
+    found = update.layout
+    check_shapes(found.shapes, like.shapes, nbytes=found.data_bytes, bytes_max=bytes_max)
+    if found.places != like.places:
+        raise UpdateRefused("its tensors are not where the model's are")
     return update
+
+
+def _join(task: AggregateTask, store: ObjectStore, base: StoredObject) -> Aggregated:
+    wanted = base.layout.data_bytes
+    if sum(part.nbytes for part in task.parts) != wanted:
+        raise TaskError(f"{task.key}: the shards do not have the {wanted} bytes of the weights")
+    header = _header(base)
+    reading = [task.parts[0]]
+
+    def pieces() -> Iterator[bytes]:
+        yield header
+        for part in task.parts:
+            reading[0] = part
+            yield from store.open(part.name, sha256=part.sha256).read(0, part.nbytes)
+
+    try:
+        return Aggregated(ref=_put(task, store, header, pieces))
+    except (ObjectMissing, ObjectDamaged) as exc:
+        return Aggregated(ref=None, refused=(Refused(key=reading[0].name, reason=str(exc)),))
+
+
+def _header(base: StoredObject) -> bytes:
+    """That of the weights before: the next ones have the same tensors."""
+    return b"".join(base.read(0, base.layout.header_bytes))
+
+
+def _put(task: AggregateTask, store: ObjectStore, header: bytes, pieces: Pieces) -> Ref:
+    name = weights_name(task.run, task.round)
+    return store.put_bytes(name, describe(header), pieces, run=task.run, round_no=task.round)

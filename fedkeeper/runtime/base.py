@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.wire import Outcome, Ref
 
 Tensors = Mapping[str, NDArray[np.generic]]  # in the order in which they are stored
+
+
+class StoredObject(Protocol):
+    """An object of the store, to be read in parts."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where its tensors are. ObjectDamaged if such tensors cannot be averaged."""
+        ...
+
+    def read(self, begin: int, end: int) -> Iterator[bytes]:
+        """Its bytes from `begin` to `end`, piece by piece.
+
+        ObjectDamaged if bytes and sha256 differ, perhaps only at the end: until then nothing may come of
+        what was read. ObjectMissing if it is deleted meanwhile.
+        """
+        ...
 
 
 class ObjectStore(Protocol):
@@ -26,6 +44,26 @@ class ObjectStore(Protocol):
 
     def get(self, name: str, *, sha256: str = "") -> dict[str, NDArray[np.generic]]:
         """The tensors under `name`. ObjectMissing; ObjectDamaged if bytes and sha256 differ."""
+        ...
+
+    def put_bytes(
+        self,
+        name: str,
+        description: Sequence[Mapping[str, Any]],
+        pieces: Callable[[], Iterator[bytes]],
+        *,
+        run: str,
+        round_no: int,
+    ) -> Ref:
+        """As `put`, of bytes that are never in memory all at once.
+
+        `description`: as `tensors.describe` says it; empty for a part of an object, which has no header.
+        `pieces` is called again if they must be sent again.
+        """
+        ...
+
+    def open(self, name: str, *, sha256: str = "") -> StoredObject:
+        """To read it in parts. ObjectMissing; ObjectDamaged if its sha256 is said to be another one."""
         ...
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:

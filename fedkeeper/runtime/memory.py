@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkeeper.errors import ObjectDamaged, ObjectMissing
 from fedkeeper.runtime import tensors as codec
+from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.wire import Claim, Outcome, Ref
+
+PIECE_BYTES: Final = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Held:
     ref: Ref
     run: str
     round: int
+    description: Sequence[Mapping[str, Any]]
     data: bytes = field(repr=False)
 
 
@@ -40,6 +45,23 @@ class Shelf:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+class MemoryObject:
+    """runtime.base.StoredObject in memory."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    @property
+    def layout(self) -> Layout:
+        """Where its tensors are."""
+        return Layout.of(self._held.description, self._held.ref.nbytes)
+
+    def read(self, begin: int, end: int) -> Iterator[bytes]:
+        """Its bytes from `begin` to `end`, in small pieces."""
+        for at in range(begin, end, PIECE_BYTES):
+            yield self._held.data[at : min(at + PIECE_BYTES, end)]
+
+
 class MemoryObjects:
     """runtime.base.ObjectStore in memory. Safe for threads."""
 
@@ -49,21 +71,33 @@ class MemoryObjects:
     def put(self, name: str, tensors: Mapping[str, NDArray[np.generic]], *, run: str, round_no: int) -> Ref:
         """Store `tensors` under `name`; the same name again replaces it."""
         data = codec.pack(tensors)
+        return self.put_bytes(name, codec.describe(data), lambda: iter([data]), run=run, round_no=round_no)
+
+    def put_bytes(
+        self,
+        name: str,
+        description: Sequence[Mapping[str, Any]],
+        pieces: Callable[[], Iterator[bytes]],
+        *,
+        run: str,
+        round_no: int,
+    ) -> Ref:
+        """As `put`, of bytes."""
+        data = b"".join(pieces())
         ref = Ref(name=name, sha256=hashlib.sha256(data).hexdigest(), nbytes=len(data))
         with self.shelf.lock:
-            self.shelf.objects[name] = Held(ref=ref, run=run, round=round_no, data=data)
+            self.shelf.objects[name] = Held(
+                ref=ref, run=run, round=round_no, description=description, data=data
+            )
         return ref
 
     def get(self, name: str, *, sha256: str = "") -> dict[str, NDArray[np.generic]]:
         """The tensors under `name`, in their order. ObjectMissing; ObjectDamaged."""
-        with self.shelf.lock:
-            held = self.shelf.objects.get(name)
-        if held is None:
-            raise ObjectMissing(f"no object {name!r} in memory")
-        found = hashlib.sha256(held.data).hexdigest()
-        if found != held.ref.sha256 or (sha256 and found != sha256):
-            raise ObjectDamaged(f"{name!r}: sha256 is {found}, {sha256 or held.ref.sha256} was expected")
-        return codec.unpack(held.data)[0]
+        return codec.unpack(self._held(name, sha256).data)[0]
+
+    def open(self, name: str, *, sha256: str = "") -> MemoryObject:
+        """To read it in parts. ObjectMissing; ObjectDamaged."""
+        return MemoryObject(self._held(name, sha256))
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:
         """True for the first to claim `key`, and for the same activation again; else False."""
@@ -78,3 +112,13 @@ class MemoryObjects:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def _held(self, name: str, sha256: str) -> Held:
+        with self.shelf.lock:
+            held = self.shelf.objects.get(name)
+        if held is None:
+            raise ObjectMissing(f"no object {name!r} in memory")
+        found = hashlib.sha256(held.data).hexdigest()
+        if found != held.ref.sha256 or (sha256 and found != sha256):
+            raise ObjectDamaged(f"{name!r}: sha256 is {found}, {sha256 or held.ref.sha256} was expected")
+        return held

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fedkeeper.errors import TaskError
 from fedkeeper.runtime.backend import keras
 from fedkeeper.runtime.base import Tensors
-from fedkeeper.runtime.updates import Shape, shapes
+from fedkeeper.runtime.layout import Shape
+from fedkeeper.runtime.updates import shapes
 from fedkeeper.runtime.wire import ModelSpec
 
 

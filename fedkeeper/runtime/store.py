@@ -7,17 +7,15 @@ points at half an object. Whatever is read is checked against its sha256 and its
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from bson import Binary, ObjectId
 from bson.errors import BSONError
 from gridfs import GridFSBucket
-from gridfs.errors import CorruptGridFile, NoFile
+from gridfs.errors import NoFile
 from numpy.typing import NDArray
 from pymongo import MongoClient, ReturnDocument
 from pymongo.errors import DuplicateKeyError, PyMongoError
@@ -26,6 +24,7 @@ from fedkeeper.errors import ObjectDamaged, ObjectMissing, StoreError
 from fedkeeper.runtime import mongo
 from fedkeeper.runtime import tensors as codec
 from fedkeeper.runtime.base import Tensors
+from fedkeeper.runtime.blobs import Blobs, MongoObject
 from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.runtime.wire import Outcome, Ref
 
@@ -68,31 +67,40 @@ class MongoObjects:
         self._objects = self._database[names.objects]
         self._claims = self._database[names.claims]
         self._outcomes = self._database[names.outcomes]
-        self._blobs = GridFSBucket(self._database, names.blobs, chunk_size_bytes=mongo.CHUNK_BYTES)
+        self._bucket = GridFSBucket(self._database, names.blobs, chunk_size_bytes=mongo.CHUNK_BYTES)
+        self._blobs = Blobs(self._database, names.blobs)
 
     def put(self, name: str, tensors: Tensors, *, run: str, round_no: int) -> Ref:
         """Store `tensors` under `name`; the same name again replaces it. Durable when it returns."""
         data = codec.pack(tensors)
-        ref = Ref(name=name, sha256=hashlib.sha256(data).hexdigest(), nbytes=len(data))
+        return self.put_bytes(name, codec.describe(data), lambda: iter([data]), run=run, round_no=round_no)
+
+    def put_bytes(
+        self,
+        name: str,
+        description: Sequence[Mapping[str, Any]],
+        pieces: Callable[[], Iterator[bytes]],
+        *,
+        run: str,
+        round_no: int,
+    ) -> Ref:
+        """As `put`, of bytes that are never in memory all at once. See runtime.base."""
+        content = self._patiently(f"storing {name!r}", lambda: self._blobs.write(name, pieces()))
+        ref = Ref(name=name, sha256=content["sha256"], nbytes=content["nbytes"])
         manifest: _Document = {
             "_id": name,
             "run": run,
             "round": round_no,
             "kind": mongo.kind_of(name, run),
-            "sha256": ref.sha256,
-            "nbytes": ref.nbytes,
-            "tensors": codec.describe(data),
+            "tensors": description,
             "at_ms": time.time_ns() // 1_000_000,
+            **content,
         }
-        if len(data) <= mongo.INLINE_BYTES_MAX:
-            manifest["data"] = Binary(data)
-        else:
-            manifest["blob"] = self._patiently(f"storing {name!r}", lambda: self._upload(name, data))
         replaced = self._patiently(f"storing {name!r}", lambda: self._publish(manifest))
         # A repeated publish finds itself.
         if replaced and replaced.get("blob") not in (None, manifest.get("blob")):
             with contextlib.suppress(NoFile, PyMongoError):  # the sweep takes what is left over
-                self._blobs.delete(replaced["blob"])
+                self._bucket.delete(replaced["blob"])
         return ref
 
     def get(self, name: str, *, sha256: str = "") -> dict[str, NDArray[np.generic]]:
@@ -100,21 +108,23 @@ class MongoObjects:
 
         ObjectMissing; ObjectDamaged if bytes, sha256, manifest and tensors do not agree.
         """
-        manifest, data = self._patiently(f"reading {name!r}", lambda: self._read(name))
-        found = hashlib.sha256(data).hexdigest()
-        if found != manifest["sha256"]:
-            raise ObjectDamaged(
-                f"{name!r}: sha256 of its bytes is {found}, its manifest says {manifest['sha256']}"
-            )
-        if sha256 and found != sha256:
-            raise ObjectDamaged(f"{name!r}: sha256 is {found}, {sha256} was expected")
+        stored, data = self._read(name, sha256)
         try:
             tensors, _ = codec.unpack(data)
         except ObjectDamaged as exc:
             raise ObjectDamaged(f"{name!r}: {exc}") from exc
-        if codec.describe(data) != manifest["tensors"]:
+        if codec.describe(data) != stored.manifest["tensors"]:
             raise ObjectDamaged(f"{name!r}: the tensors are not those of its manifest")
         return tensors
+
+    def open(self, name: str, *, sha256: str = "") -> MongoObject:
+        """To read it in parts. ObjectMissing; ObjectDamaged if its sha256 is said to be another one."""
+        manifest = self._patiently(f"reading {name!r}", lambda: self._objects.find_one({"_id": name}))
+        if manifest is None:
+            raise ObjectMissing(f"no object {name!r} in {self._address.database}.{self._address.collection}")
+        if sha256 and manifest["sha256"] != sha256:
+            raise ObjectDamaged(f"{name!r}: sha256 is {manifest['sha256']}, {sha256} was expected")
+        return MongoObject(self._address, self._objects, self._blobs, manifest)
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:
         """True for the first to claim `key`, and for the same activation again; else False."""
@@ -133,10 +143,6 @@ class MongoObjects:
         _opened.pop((os.getpid(), self._address), None)
         self._client.close()
 
-    def _upload(self, name: str, data: bytes) -> ObjectId:
-        blob: ObjectId = self._blobs.upload_from_stream(name, data)
-        return blob
-
     def _publish(self, manifest: _Document) -> _Document | None:
         for attempt in range(3):
             try:
@@ -152,24 +158,15 @@ class MongoObjects:
                     raise
         return None
 
-    def _read(self, name: str) -> tuple[_Document, bytes]:
-        """(manifest, bytes). Read again when it is replaced meanwhile, which takes its blob away."""
+    def _read(self, name: str, sha256: str) -> tuple[MongoObject, bytes]:
+        """An object and its bytes. Read again when it is replaced meanwhile, which takes its blob away."""
         for _ in range(5):
-            manifest = self._objects.find_one({"_id": name})
-            if manifest is None:
-                raise ObjectMissing(
-                    f"no object {name!r} in {self._address.database}.{self._address.collection}"
-                )
-            if "data" in manifest:
-                return manifest, bytes(manifest["data"])
+            stored = self.open(name, sha256=sha256)
             try:
-                with self._blobs.open_download_stream(manifest["blob"]) as stream:
-                    return manifest, stream.read()
-            except (NoFile, CorruptGridFile) as exc:
-                damage = ObjectDamaged(f"{name!r}: its blob cannot be read: {exc}")
-                now = self._objects.find_one({"_id": name}, {"blob": True})
-                if now and now.get("blob") == manifest["blob"]:
-                    raise damage from exc
+                return stored, b"".join(stored.read(0, stored.nbytes))
+            except ObjectDamaged:
+                if self.open(name, sha256=sha256).manifest.get("blob") == stored.manifest.get("blob"):
+                    raise
         raise StoreError(f"{name!r} was replaced again and again while it was being read")
 
     def _patiently(self, what: str, act: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedkeeper.errors import UpdateRefused
 from fedkeeper.runtime.base import Tensors
+from fedkeeper.runtime.layout import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,17 +21,6 @@ class Trained:
     loss: float | None  # mean over the rows in the last local epoch; None: not finite
     accuracy: float | None  # None where the labels are not classes
     seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What is known of a tensor without its values."""
-
-    dims: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.dims)}"
 
 
 def shapes(tensors: Tensors) -> dict[str, Shape]:
@@ -49,22 +39,27 @@ def check_update(update: Tensors, like: Mapping[str, Shape], *, bytes_max: int) 
     Raises UpdateRefused naming the first tensor at fault: missing, unknown, other shape, other dtype,
     NaN or infinite; or the size if it is above `bytes_max`.
     """
-    size = nbytes(update)
-    if size > bytes_max:
-        raise UpdateRefused(f"update has {size} bytes, at most {bytes_max} are taken")
-    for name, wanted in like.items():
-        if name not in update:
-            raise UpdateRefused(f"tensor {name!r} is missing")
-        found = Shape(dims=update[name].shape, dtype=str(update[name].dtype))
-        if found != wanted:
-            raise UpdateRefused(f"tensor {name!r} is {found}, not {wanted}")
-    unknown = sorted(set(update) - set(like))
-    if unknown:
-        raise UpdateRefused(f"tensor {unknown[0]!r} is unknown to the model")
+    check_shapes(shapes(update), like, nbytes=nbytes(update), bytes_max=bytes_max)
     for name, value in update.items():
         bad = _not_finite(value)
         if bad:
             raise UpdateRefused(f"tensor {name!r} has {bad} values that are NaN or infinite")
+
+
+def check_shapes(
+    found: Mapping[str, Shape], like: Mapping[str, Shape], *, nbytes: int, bytes_max: int
+) -> None:
+    """The part of `check_update` that needs no values; `nbytes`: of all of them."""
+    if nbytes > bytes_max:
+        raise UpdateRefused(f"update has {nbytes} bytes, at most {bytes_max} are taken")
+    for name, wanted in like.items():
+        if name not in found:
+            raise UpdateRefused(f"tensor {name!r} is missing")
+        if found[name] != wanted:
+            raise UpdateRefused(f"tensor {name!r} is {found[name]}, not {wanted}")
+    unknown = sorted(set(found) - set(like))
+    if unknown:
+        raise UpdateRefused(f"tensor {unknown[0]!r} is unknown to the model")
 
 
 def _not_finite(value: NDArray[np.generic]) -> int:

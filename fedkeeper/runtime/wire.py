@@ -16,7 +16,7 @@ import msgspec
 from fedkeeper.errors import TaskError
 from fedkeeper.runtime.learned import learn
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2  # the newest that is read; a task says the oldest that understands it
 T = TypeVar("T")
 
 
@@ -93,7 +93,7 @@ class InitTask:
     partition: PartitionSpec
     seed: int
     max_model_bytes: int
-    wire: int = WIRE_VERSION
+    wire: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ class TrainTask:
     training: TrainingSpec
     seed: int
     max_model_bytes: int
-    wire: int = WIRE_VERSION
+    wire: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class ForwardTask:
     function: str  # as FedKeeper says it, e.g. "client_3"
     url: str  # where the client function is invoked, without credentials
     timeout_s: float
-    wire: int = WIRE_VERSION
+    wire: int = 1
 
     @property
     def key(self) -> str:
@@ -141,7 +141,10 @@ class UpdateRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateTask:
-    """Average `updates`, in the order given, into the weights of `round`; evaluate them."""
+    """Average `updates`, in the order given, into the weights of `round`; evaluate them.
+
+    Or one shard of it, or put the shards together: see `shards`, `shard`, `parts`.
+    """
 
     key: str
     run: str
@@ -151,7 +154,10 @@ class AggregateTask:
     model: ModelSpec
     data: DataSpec
     max_model_bytes: int
-    wire: int = WIRE_VERSION
+    shards: int = 1  # into how many the weights are cut; if more than 1, version 2
+    shard: int = 0  # the one to aggregate, and to store under `key`; nothing is evaluated
+    parts: tuple[Ref, ...] = ()  # instead: all shards, to be put together and evaluated
+    wire: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +182,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """An update the aggregator would not average."""
+    """An update, or a shard, that the aggregator would not take."""
 
     key: str
     reason: str
@@ -184,7 +190,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateResult:
-    """Answer to AggregateTask. With `refused`, nothing was averaged and `weights` is None."""
+    """Answer to AggregateTask. With `refused`, nothing was averaged and `weights` is None.
+
+    For a shard, `weights` points at it, and there is no loss nor accuracy.
+    """
 
     weights: Ref | None
     loss: float | None
@@ -226,9 +235,9 @@ def encode(value: object) -> dict[str, Any]:
 
 def decode(kind: type[T], plain: object) -> T:
     """The dataclass `kind` from plain JSON types. Raises TaskError that names the faulty field."""
-    if isinstance(plain, dict) and plain.get("wire", WIRE_VERSION) != WIRE_VERSION:
+    if isinstance(plain, dict) and plain.get("wire", 1) not in range(1, WIRE_VERSION + 1):
         raise TaskError(
-            f"{kind.__name__} has wire version {plain['wire']!r}, this function speaks {WIRE_VERSION}",
+            f"{kind.__name__} has wire version {plain['wire']!r}, this function reads up to {WIRE_VERSION}",
             hint="deploy the functions again: python main.py -d",
         )
     try:

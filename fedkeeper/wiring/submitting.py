@@ -68,6 +68,9 @@ def submission(experiment: Experiment, run: str) -> Submission:
         retry_backoff_ms=round(limits.retry_backoff_s * 1000),
         deploy_timeout_ms=round(limits.deploy_timeout_s * 1000 * waves),
         book=book.text(),
+        shards=learning.aggregation.shards,
+        shard_bytes_max=learning.aggregation.shard_bytes_max,
+        shard_updates_bytes_max=learning.aggregation.shard_updates_bytes_max,
     )
     return Submission(spec=spec, config=config, fingerprint=fingerprint)
 

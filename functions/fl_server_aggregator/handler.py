@@ -1,4 +1,7 @@
-"""fl_server_aggregator: average the clients' updates into the next weights and evaluate them."""
+"""fl_server_aggregator: average the clients' updates into the next weights and evaluate them.
+
+Or one shard of it, which is not evaluated, or put all shards together: see runtime.wire.AggregateTask.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ def run(task: AggregateTask, store: ObjectStore) -> AggregateResult:
     done = aggregate(task, store)
     averaged = perf_counter()
     loss = accuracy = None
-    if done.ref is not None:
+    if done.ref is not None and (task.parts or task.shards == 1):
+        weights = done.weights or store.get(done.ref.name, sha256=done.ref.sha256)
         rows = testing_rows(task.data, tuple(task.model.input_shape))
-        loss, accuracy = evaluate(task.model, done.weights, rows)
+        loss, accuracy = evaluate(task.model, weights, rows)
     return AggregateResult(
         weights=done.ref,
         loss=loss,

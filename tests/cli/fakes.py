@@ -156,7 +156,7 @@ class Driver:
                     epoch=epoch,
                     at_ms=self._tick(),
                 )
-            case Kind.AGGREGATE:
+            case Kind.AGGREGATE | Kind.SHARD:  # these runs have one shard
                 return RoundAggregated(
                     key=attempt.key,
                     base=run.weights,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from fedkeeper.config import Config, Embedded, Keepers, Limits, Logs
+from fedkeeper.config import Aggregation, Config, Embedded, Keepers, Limits, Logs
 from fedkeeper.config.base import Section
 from fedkeeper.config.faults import shape
 from fedkeeper.config.reference import reference
@@ -54,6 +54,7 @@ def test_every_key_is_in_the_sample(model: type[Section]):
     ("heading", "model"),
     {
         "limits": Limits,
+        "aggregation": Aggregation,
         "embedded": Embedded,
         "logs": Logs,
         "partition": Partition,

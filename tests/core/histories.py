@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fedkeeper.core import rounds
+from fedkeeper.core import records, sharding
 from fedkeeper.core.machine import ENDED, apply
 from fedkeeper.core.model import (
     Applied,
@@ -28,6 +28,7 @@ from fedkeeper.core.model import (
     RoundAggregated,
     Run,
     RunSpec,
+    ShardStored,
     State,
     SubmitRun,
     Tick,
@@ -69,6 +70,9 @@ def _specs(
         round_timeout_ms=st.sampled_from((0, 0, 1_500)),
         deploy_timeout_ms=st.sampled_from((0, 0, 1_000)),
         retry_backoff_ms=st.sampled_from((0, 100, FAR)),
+        shards=st.sampled_from((1, 1, 1, 1, 1, 2, 0)),
+        shard_bytes_max=st.sampled_from((FAR // 2, FAR)),  # of weights of up to FAR bytes
+        shard_updates_bytes_max=st.sampled_from((FAR // 2, FAR)),
     )
 
 
@@ -122,7 +126,11 @@ def _agreeing(command: Command, run: Run) -> Command:
         case WeightsInitialised():
             return replace(command, samples={place.client: 5 for place in run.spec.clients})
         case RoundAggregated() if run.weights is not None:
-            updates = tuple(update.key for update in rounds.ordered_updates(run))
+            updates = tuple(update.key for update in records.ordered_updates(run))
+            parts = tuple(part.key for part in sharding.in_order(run))
+            return replace(command, base=run.weights, updates=updates, parts=parts)
+        case ShardStored() if run.weights is not None:
+            updates = tuple(update.key for update in records.ordered_updates(run))
             return replace(command, base=run.weights, updates=updates)
         case UpdatesRefused():
             return replace(command, refused={update.key: "NaN" for update in run.updates.values()})
@@ -136,6 +144,7 @@ _answers = st.fixed_dictionaries(
         Kind.INIT: values(WeightsInitialised),
         Kind.TRAIN: values(UpdateStored),
         Kind.AGGREGATE: values(RoundAggregated),
+        Kind.SHARD: values(ShardStored),
     }
 )
 _usually = st.sampled_from((True,) * 9 + (False,))

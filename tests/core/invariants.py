@@ -26,9 +26,11 @@ from fedkeeper.core.model import (
     RoundCommitted,
     Run,
     RunEnded,
+    ShardStored,
     State,
 )
 from fedkeeper.core.selection import choose_clients
+from fedkeeper.core.sharding import count
 from fedkeeper.core.stopping import reached_the_end
 
 UNTIMED = (KeeperStarted, KeeperMeasured, KeeperLost, KeeperRemoved, PutValue, DeleteValue)
@@ -61,10 +63,14 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
             assert attempt.status is AttemptStatus.SENDING
             earlier = before.runs[intent.run].outbox.get(intent.key) if intent.run in before.runs else None
             assert earlier is None or earlier.status is AttemptStatus.PENDING, "invoked twice"
-    if isinstance(command, RoundAggregated) and not applied.rejected:
+    if isinstance(command, RoundAggregated | ShardStored) and not applied.rejected:
         run = before.runs[command.key.partition("/")[0]]
         assert command.base == run.weights, "weights made from others than the run's were committed"
         assert set(command.updates) == {one.key for one in run.updates.values()}, "others were averaged"
+        if isinstance(command, RoundAggregated):
+            assert set(command.parts) == {part.key for part in run.parts}, "others were put together"
+            made = sorted(part.shard for part in run.parts)
+            assert made == (list(range(count(run))) if count(run) > 1 else []), "not each shard, once"
     for name in before.runs.keys() & after.runs.keys():
         _check_run_step(before.runs[name], after.runs[name], applied)
 
@@ -144,6 +150,7 @@ def check_state(state: State) -> None:
     for name, run in state.runs.items():
         assert run.spec.run == name
         _check_run(run)
+        _check_parts(run)
         _check_outbox(run)
         _check_history(run)
 
@@ -176,15 +183,33 @@ def _check_run(run: Run) -> None:
         assert (by_key[update.key].client, by_key[update.key].round) == (client, run.round)
 
 
+def _check_parts(run: Run) -> None:
+    """The shards that count are of this round, each once, and nobody is waited for to make them again."""
+    shards = [part.shard for part in run.parts]
+    assert len(set(shards)) == len(shards), "a shard counted twice"
+    assert set(shards) <= set(range(count(run)))
+    assert not run.parts or run.phase in (Phase.AGGREGATING, *ENDED)
+    by_key = {attempt.key: attempt for attempt in run.ended}
+    for part in run.parts:
+        attempt = by_key[part.key]
+        assert attempt.status is AttemptStatus.OK
+        assert (attempt.kind, attempt.shard, attempt.round) == (Kind.SHARD, part.shard, run.round)
+    awaited = {one.shard for one in run.outbox.values() if one.kind is Kind.SHARD}
+    assert not awaited & set(shards)
+    if run.phase is Phase.AGGREGATING and count(run) > 1:
+        assert run.outbox.keys(), "nobody is waited for"
+        assert awaited | set(shards) == set(range(count(run)))
+
+
 def _check_outbox(run: Run) -> None:
-    waited_for = Counter((one.kind, one.client) for one in run.outbox.values())
+    waited_for = Counter((one.kind, one.client, one.shard) for one in run.outbox.values())
     assert all(count == 1 for count in waited_for.values()), "two attempts for the same purpose at a time"
     kinds = {one.kind for one in run.outbox.values()}
     expected = {
         Phase.DEPLOYING: {Kind.DEPLOY},
         Phase.INITIALISING: {Kind.INIT},
         Phase.TRAINING: {Kind.TRAIN},
-        Phase.AGGREGATING: {Kind.AGGREGATE},
+        Phase.AGGREGATING: {Kind.SHARD if len(run.parts) < count(run) > 1 else Kind.AGGREGATE},
     }
     assert kinds <= expected.get(run.phase, set())
     for key, attempt in run.outbox.items():
@@ -199,7 +224,7 @@ def _check_outbox(run: Run) -> None:
             assert attempt.client not in run.updates
             assert attempt.client not in run.gave_up
     failures = Counter(
-        (one.kind, one.client, one.round)
+        (one.kind, one.client, one.shard, one.round)
         for one in run.ended
         if one.status in (AttemptStatus.FAILED, AttemptStatus.SILENT)
     )

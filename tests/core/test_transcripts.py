@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fedkeeper.core import rounds
+from fedkeeper.core import records, sharding
 from fedkeeper.core.conducting import Placement, Policy, choose
 from fedkeeper.core.machine import apply
 from fedkeeper.core.model import (
@@ -45,6 +45,7 @@ from fedkeeper.core.model import (
     RoundCommitted,
     Run,
     RunSpec,
+    ShardStored,
     State,
     StopRun,
     SubmitRun,
@@ -138,6 +139,7 @@ class Conversation:
                 at_ms=at_ms,
             ),
             "aggregated": lambda: _aggregated(name, run, options, epoch, at_ms),
+            "sharded": lambda: _sharded(name, run, options, epoch, at_ms),
             "refused": lambda: UpdatesRefused(
                 key=name, refused=dict.fromkeys(arguments[1:], "NaN"), epoch=epoch, at_ms=at_ms
             ),
@@ -163,13 +165,36 @@ def _samples(run: Run | None, rows: int) -> dict[str, int]:
     return {place.client: rows for place in run.spec.clients} if run else {}
 
 
+def _base(run: Run | None, options: Options) -> ObjectRef:
+    return _ref(options.get("base", run.weights.name if run and run.weights else "none"))
+
+
+def _keys(options: Options, name: str, counted: list[str]) -> tuple[str, ...]:
+    return tuple(options[name].split(",") if name in options else counted)
+
+
+def _sharded(key: str, run: Run | None, options: Options, epoch: int, at_ms: int) -> Command:
+    counted = [update.key for update in records.ordered_updates(run)] if run else []
+    return ShardStored(
+        key=key,
+        base=_base(run, options),
+        ref=_ref(key),
+        updates=_keys(options, "updates", counted),
+        aggregate_s=0.5,
+        epoch=epoch,
+        at_ms=at_ms,
+    )
+
+
 def _aggregated(key: str, run: Run | None, options: Options, epoch: int, at_ms: int) -> Command:
-    counted = [update.key for update in rounds.ordered_updates(run)] if run else []
+    counted = [update.key for update in records.ordered_updates(run)] if run else []
+    made = [part.key for part in sharding.in_order(run)] if run else []
     return RoundAggregated(
         key=key,
-        base=_ref(options.get("base", run.weights.name if run and run.weights else "none")),
+        base=_base(run, options),
         weights=_ref(f"w{run.round if run else 0}"),
-        updates=tuple(options["updates"].split(",")) if "updates" in options else tuple(counted),
+        updates=_keys(options, "updates", counted),
+        parts=_keys(options, "parts", made),
         loss=_number(options, "loss"),
         accuracy=_number(options, "accuracy"),
         aggregate_s=0.5,

@@ -192,12 +192,18 @@ def kill(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -
     return process.wait(LIMIT_S)
 
 
-def faulty_client(folder: Path, faults: Mapping[str, str]) -> Path:
-    """A copy of functions/fl_client that misbehaves for keys that end in one of `faults`."""
-    shutil.copytree(REPOSITORY / "functions" / "fl_client", folder)
+def faulty(function: str, folder: Path, faults: Mapping[str, str]) -> Path:
+    """A copy of one of our functions that misbehaves on OpenWhisk for keys that end in one of `faults`."""
+    shutil.copytree(REPOSITORY / "functions" / function, folder)
     adapter = folder / "openwhisk" / "__main__.py"
-    adapter.rename(folder / "real_client.py")
+    adapter.rename(folder / "real_function.py")
     adapter.write_text(_FAULTY.format(faults=dict(faults)))
+    return folder
+
+
+def faulty_client(folder: Path, faults: Mapping[str, str]) -> Path:
+    """That of fl_client; on Google it dies once."""
+    faulty("fl_client", folder, faults)
     adapter = folder / "google" / "main.py"
     adapter.rename(folder / "real_cloud_client.py")
     adapter.write_text(_CRASHES_ONCE.format(marker=str(folder / "has-crashed")))
@@ -218,12 +224,12 @@ def main(request):
     os._exit(3)
 '''
 
-_FAULTY = '''"""fl_client with faults, for tests."""
+_FAULTY = '''"""A function with faults, for tests."""
 import os
 import signal
 import time
 
-import real_client
+import real_function
 
 from fedkeeper.runtime.environment import store_address
 from fedkeeper.runtime.store import open_store
@@ -243,7 +249,7 @@ def main(arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "nan":
         return nan(arguments)
-    return real_client.main(arguments)
+    return real_function.main(arguments)
 
 
 def nan(arguments):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests.e2e.lab import Lab, faulty_client, until
+from tests.e2e.lab import Lab, faulty, faulty_client, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -113,6 +113,30 @@ def test_a_cloud_client_that_dies_is_invoked_again(lab: Lab, tmp_path: Path):
     assert failed["function"] == "fl_invoker_weights_update"
     assert (failed["platform"], failed["cluster"], failed["invoked_on"]) == ("google", "gcf", "ow")
     assert "HTTP 500" in failed["reason"]
+
+
+def test_shards_make_the_same_weights_though_an_aggregator_dies(lab: Lab, tmp_path: Path, calm: str):
+    """Three aggregators a round; one is killed, and one that joins: made again alone, to the same bits."""
+    faults = {"r1/aggregate/s1/a0": "die", "r2/aggregate/join/a0": "die"}
+    source = faulty("fl_server_aggregator", tmp_path / "faulty", faults)
+    lab.write(
+        "sharded",
+        learning={
+            "aggregation": {"shards": 3},
+            "functions": {"fl_server_aggregator": {"openwhisk": {"func_path": str(source)}}},
+            "stopping": {"rounds_max": 3},
+        },
+    )
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+    assert lab.weights_hash("sharded-1") == calm
+    attempts = {row["key"]: row["status"] for row in lab.rows("sharded-1", "activations")}
+    found = {key.removeprefix("sharded-1/"): status for key, status in attempts.items() if "aggregate" in key}
+    wanted = {f"r{r}/aggregate/{part}/a0": "ok" for r in (1, 2, 3) for part in ("s0", "s1", "s2", "join")}
+    died = dict.fromkeys(faults, "failed")
+    again = dict.fromkeys((f"{key[:-1]}1" for key in faults), "ok")
+    assert found == wanted | died | again
+    assert [row["failures"] for row in lab.rows("sharded-1", "rounds")] == ["1", "1", "0"]
 
 
 def test_a_fabric_that_dies_in_mid_round_comes_back(lab: Lab, shared: Path, calm: str):

@@ -89,11 +89,20 @@ def train_task(
 
 
 def aggregate_task(
-    data: DataSpec, base: Ref, updates: tuple[UpdateRef, ...], *, round_no: int = 1, model: ModelSpec = SMALL
+    data: DataSpec,
+    base: Ref,
+    updates: tuple[UpdateRef, ...],
+    *,
+    round_no: int = 1,
+    model: ModelSpec = SMALL,
+    shard: int = 0,
+    shards: int = 1,
 ) -> AggregateTask:
     """Close a round, first attempt."""
     return AggregateTask(
-        key=f"{RUN}/r{round_no}/aggregate/s0/a0",
+        key=f"{RUN}/r{round_no}/aggregate/s{shard}/a0",
+        shard=shard,
+        shards=shards,
         run=RUN,
         round=round_no,
         base=base,

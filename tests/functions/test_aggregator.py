@@ -9,7 +9,7 @@ import pytest
 
 from fedkeeper.errors import ObjectDamaged, TaskError
 from fedkeeper.runtime.memory import MemoryObjects
-from fedkeeper.runtime.wire import DataSpec, Ref, UpdateRef, weights_name
+from fedkeeper.runtime.wire import AggregateResult, AggregateTask, DataSpec, Ref, UpdateRef, weights_name
 from tests.functions.experiment import BYTES_MAX, CLIENTS, RUN, aggregate_task, train_task
 
 
@@ -140,6 +140,102 @@ def test_a_damaged_base_is_an_error_of_the_task(
     update = hand_in(store, initial, "c", 5)
     with pytest.raises(ObjectDamaged):
         aggregator.run(aggregate_task(data, replace(initial, sha256="0" * 64), (update,)), store)
+
+
+def sharded(
+    aggregator: ModuleType, task: AggregateTask, store: MemoryObjects, shards: int
+) -> tuple[list[AggregateResult], AggregateTask]:
+    """Every shard's result, and the task that puts them together."""
+    results = [
+        aggregator.run(
+            replace(task, shard=shard, shards=shards, key=f"{RUN}/r1/aggregate/s{shard}/a0"), store
+        )
+        for shard in range(shards)
+    ]
+    parts = tuple(result.weights for result in results if result.weights)
+    join = replace(task, updates=(), parts=parts, shards=shards, key=f"{RUN}/r1/aggregate/join/a0")
+    return results, join
+
+
+@pytest.mark.parametrize("shards", [2, 3, 7, 256])
+def test_shards_make_the_same_weights_as_one_aggregator(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref, shards: int
+) -> None:
+    """The same bytes under the same name, evaluated once: where they are put together."""
+    counts = (10, 30, 160)
+    updates = tuple(hand_in(store, initial, name, n, seed=n) for name, n in zip(CLIENTS, counts, strict=True))
+    task = aggregate_task(data, initial, updates)
+    whole = aggregator.run(task, store)
+    del store.shelf.objects[whole.weights.name]
+    results, join = sharded(aggregator, task, store, shards)
+    assert {(result.loss, result.accuracy) for result in results} == {(None, None)}
+    assert weights_name(RUN, 1) not in store.shelf.objects
+    together = aggregator.run(join, store)
+    assert (together.weights, together.loss, together.accuracy) == (whole.weights, whole.loss, whole.accuracy)
+
+
+def test_a_shard_names_the_updates_that_it_refuses(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """What can be seen of an update without its numbers, every shard sees; a NaN, the one that has it."""
+    good = hand_in(store, initial, "good", 5)
+    nan = hand_in(store, initial, "nan", 5, **{"01:dense1/bias": np.full(16, np.nan, np.float32)})
+    more = hand_in(store, initial, "more", 5, extra=np.zeros(1, np.float32))
+    results, _ = sharded(aggregator, aggregate_task(data, initial, (good, nan, more)), store, 4)
+    refused = [[one.key.split("/")[2] for one in result.refused] for result in results]
+    assert all(names[-1] == "more" for names in refused)
+    assert 1 <= sum("nan" in names for names in refused) < 4
+    assert not any("good" in names for names in refused)
+
+
+@pytest.mark.parametrize("change", ["lost", "damaged"])
+def test_a_shard_that_cannot_be_read_is_named_and_nothing_is_written(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref, change: str
+) -> None:
+    """So that it alone is made again."""
+    task = aggregate_task(data, initial, (hand_in(store, initial, "c", 5),))
+    _, join = sharded(aggregator, task, store, 3)
+    name = join.parts[1].name
+    if change == "lost":
+        del store.shelf.objects[name]
+    else:
+        store.shelf.objects[name].data = bytes(join.parts[1].nbytes)
+    result = aggregator.run(join, store)
+    assert (result.weights, [one.key for one in result.refused]) == (None, [name])
+    assert weights_name(RUN, 1) not in store.shelf.objects
+
+
+def test_shards_of_another_model_are_not_put_together(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """One too few, say."""
+    task = aggregate_task(data, initial, (hand_in(store, initial, "c", 5),))
+    _, join = sharded(aggregator, task, store, 3)
+    with pytest.raises(TaskError, match="shards do not have"):
+        aggregator.run(replace(join, parts=join.parts[:2]), store)
+
+
+def test_an_aggregator_needs_memory_for_twice_its_shard(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects
+) -> None:
+    """And some blocks; for the whole it is the same. (What is stored is beside it, in this test.)"""
+    numbers = 4_000_000
+    base = store.put(f"{RUN}/w0", {"w": np.zeros(numbers, np.float32)}, run=RUN, round_no=0)
+    updates = tuple(hand_in(store, base, f"c{i}", 1, seed=i) for i in range(3))
+
+    def peak(shards: int) -> int:
+        task = aggregate_task(data, base, updates, shards=shards)
+        tracemalloc.start()
+        try:
+            aggregator.run(task, store)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    for shards in (2, 8):
+        shard_bytes = 4 * numbers // shards
+        written = 2 * shard_bytes  # its pieces, and what they are joined to, in the memory store
+        assert peak(shards) < 2 * shard_bytes + written + 4_000_000
 
 
 def test_memory_does_not_grow_with_the_number_of_clients(

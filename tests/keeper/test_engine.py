@@ -204,3 +204,88 @@ async def test_a_store_that_stays_away_ends_a_lone_keeper_not_the_run(world: Wor
     run = await world.finish()
     assert run.phase is Phase.FINISHED
     assert max(Counter(world.platform.worked).values()) == 1
+
+
+# --- shards -------------------------------------------------------------------------------------------
+
+
+def shard_key(shard: object, attempt: int = 0) -> str:
+    """Of the first round."""
+    return f"exp-1/r1/aggregate/{shard}/a{attempt}"
+
+
+async def test_a_sharded_round_is_aggregated_once_per_shard_and_put_together(world: World):
+    """Each shard is told its number, and the join is told the shards in their order."""
+    tasks = {}
+    invoke = world.platform.invoke
+
+    async def noted(function, payload, *, key, timeout_s):
+        tasks[key] = payload
+        return await invoke(function, payload, key=key, timeout_s=timeout_s)
+
+    world.platform.invoke = noted
+    await world.submit(spec(shards=3, rounds_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    keys = [key for key in world.platform.worked if "/aggregate/" in key]
+    assert sorted(keys) == [shard_key("join"), *(shard_key(f"s{n}") for n in range(3))]
+    told = [(tasks[shard_key(f"s{n}")]["shard"], tasks[shard_key(f"s{n}")]["shards"]) for n in range(3)]
+    assert told == [(0, 3), (1, 3), (2, 3)]
+    assert [part["name"] for part in tasks[shard_key("join")]["parts"]] == [
+        shard_key(f"s{n}") for n in range(3)
+    ]
+    assert {tasks[key]["wire"] for key in keys} == {2}
+    assert run.history[0].aggregate_s == pytest.approx(0.2)  # the slowest shard's, and putting them together
+
+
+async def test_a_shard_that_fails_is_invoked_again_alone(world: World):
+    """The others are not made twice."""
+    world.platform.behave[shard_key("s1")] = lambda _: {"error": "out of memory"}
+    await world.submit(spec(shards=3, rounds_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    made = Counter(key for key in world.platform.worked if "/aggregate/" in key)
+    assert made == Counter(
+        [shard_key("s0"), shard_key("s1"), shard_key("s1", 1), shard_key("s2"), shard_key("join")]
+    )
+
+
+async def test_a_shard_that_always_fails_fails_the_run(world: World):
+    """With its attempts used up, and its last words."""
+    for number in range(3):
+        world.platform.behave[shard_key("s1", number)] = lambda _: {"error": "out of memory"}
+    await world.submit(spec(shards=2, rounds_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FAILED
+    assert "fl_server_aggregator failed 3 time(s), the last time: out of memory" in run.reason
+
+
+async def test_a_takeover_attaches_to_the_shards_that_are_running(world: World):
+    """The keeper dies while shards are being made: the next one waits for them, and makes none twice."""
+    await world.submit(spec(shards=4, rounds_max=1))
+    first = world.start()
+    await world.until(lambda: world.run_of().phase is Phase.AGGREGATING)
+    world.platform.delay_s = 0.3
+    await world.until(lambda: any("/aggregate/s" in key for key in world.platform.invoked))
+    await first.kill()
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    made = Counter(key for key in world.platform.worked if "/aggregate/" in key)
+    assert made == Counter([shard_key("join"), *(shard_key(f"s{n}") for n in range(4))])
+
+
+async def test_a_damaged_shard_is_made_again_before_the_weights_are_put_together(world: World):
+    """The join names it, and it alone."""
+
+    def refuse(activation_id: str):
+        bad = Refused(key=shard_key("s0"), reason="its sha256 is another one")
+        result = encode(AggregateResult(weights=None, loss=None, accuracy=None, refused=(bad,), seconds={}))
+        world.platform.publish(shard_key("join"), "exp-1", activation_id, result=result)
+        return result
+
+    world.platform.behave[shard_key("join")] = refuse
+    await world.submit(spec(shards=2, rounds_max=1))
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    made = [key for key in world.platform.worked if "/aggregate/" in key]
+    assert made[2:] == [shard_key("join"), shard_key("s0", 1), shard_key("join", 1)]

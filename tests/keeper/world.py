@@ -175,6 +175,10 @@ def _result(function: str, payload: dict[str, Any]) -> InitResult | TrainResult 
         )
     if function == "fl_server_aggregator":
         task = decode(AggregateTask, payload)
+        if task.shards > 1 and not task.parts:
+            return AggregateResult(
+                weights=ref(task.key), loss=None, accuracy=None, refused=(), seconds={"aggregate": 0.1}
+            )
         return AggregateResult(
             weights=ref(weights_name(task.run, task.round)),
             loss=1 / task.round,

@@ -6,21 +6,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedkeeper.errors import UpdateRefused
+from fedkeeper.errors import ObjectDamaged, UpdateRefused
+from fedkeeper.runtime import tensors as codec
 from fedkeeper.runtime.averaging import Average
+from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.updates import check_update, shapes
 
 values = arrays(np.float32, (3, 2), elements=st.floats(-1e6, 1e6, width=32))
 parts = st.lists(st.tuples(values, st.integers(1, 10_000)), min_size=1, max_size=8)
 
 
+Tensors = dict[str, np.ndarray]
+
+
+def layout_of(data: bytes) -> Layout:
+    """Of what `pack` made."""
+    return Layout.of(codec.describe(data), len(data))
+
+
+def averaged_bytes(
+    updates: list[tuple[Tensors, int]], shard: int = 0, shards: int = 1, block: int = 24
+) -> bytes:
+    """One shard of the mean, from blocks of some bytes."""
+    packed = [(codec.pack(tensors), n) for tensors, n in updates]
+    layout = layout_of(packed[0][0])
+    begin, end = layout.shard(shard, shards)
+    average = Average(layout, begin, end)
+    for data, n in packed:
+        for at in range(begin, end, block):
+            first = layout.header_bytes + at
+            piece = data[first : min(first + block, layout.header_bytes + end)]
+            average.add(at, piece, n)
+            average.check(at, piece)
+        average.count(n)
+    assert average.finite()
+    average.finish()
+    return b"".join(average.pieces())
+
+
+def averaged_tensors(updates: list[tuple[Tensors, int]]) -> Tensors:
+    """The whole mean."""
+    data = codec.pack(updates[0][0])
+    header = data[: layout_of(data).header_bytes]
+    return codec.unpack(header + averaged_bytes(updates))[0]
+
+
 def averaged(updates: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Through the accumulator."""
-    like = shapes({"w": updates[0][0]})
-    average = Average(like, samples_total=sum(n for _, n in updates))
-    for value, n in updates:
-        average.add({"w": value}, n)
-    return average.result()["w"]
+    """Of a model with one tensor."""
+    return averaged_tensors([({"w": value}, n) for value, n in updates])["w"]
 
 
 @given(parts)
@@ -61,10 +94,7 @@ def test_whole_numbers_are_rounded_and_booleans_vote() -> None:
         "small": np.array([254], np.uint8),
         "on": np.array([False, True]),
     }
-    average = Average(shapes(first), samples_total=4)
-    average.add(first, 1)
-    average.add(second, 3)
-    result = average.result()
+    result = averaged_tensors([(first, 1), (second, 3)])
     assert result["steps"] == 18
     assert result["steps"].dtype == np.int64
     assert result["steps"].shape == ()
@@ -72,12 +102,78 @@ def test_whole_numbers_are_rounded_and_booleans_vote() -> None:
     assert result["on"].tolist() == [False, True]
 
 
-def test_a_mean_without_all_its_parts_is_none() -> None:
-    """A forgotten update must not shrink the weights silently."""
-    average = Average(shapes({"w": np.zeros(2, np.float32)}), samples_total=10)
-    average.add({"w": np.ones(2, np.float32)}, 9)
-    with pytest.raises(ValueError, match="9 of 10"):
-        average.result()
+dtypes = st.sampled_from(("float64", "float32", "float16", "int64", "int32", "uint8", "bool"))
+models = st.lists(
+    st.tuples(dtypes, st.lists(st.integers(0, 5), max_size=3).map(tuple)), min_size=1, max_size=6
+)
+
+
+@given(
+    models,
+    st.lists(st.integers(1, 900), min_size=1, max_size=4),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_the_bits_do_not_depend_on_the_shards_nor_on_the_blocks(
+    model: list[tuple[str, tuple[int, ...]]], counts: list[int], shards: int, blocks: int, data: st.DataObject
+) -> None:
+    """Any dtypes, shapes and number of shards: put together they are what one aggregator makes."""
+    chance = np.random.default_rng(data.draw(st.integers(0, 99)))
+    updates = [
+        (
+            {
+                f"t{number}": (100 * chance.normal(size=dims)).astype(dtype)
+                for number, (dtype, dims) in enumerate(model)
+            },
+            count,
+        )
+        for count in counts
+    ]
+    parts = [averaged_bytes(updates, shard, shards, block=8 * blocks) for shard in range(shards)]
+    assert b"".join(parts) == averaged_bytes(updates, block=1 << 20)
+
+
+def test_a_mean_of_nothing_is_none() -> None:
+    """Weights must not become zeros silently."""
+    layout = layout_of(codec.pack({"w": np.zeros(2, np.float32)}))
+    with pytest.raises(ValueError, match="0 samples"):
+        Average(layout, 0, 8).finish()
+
+
+def test_what_is_not_a_number_is_refused_by_its_tensors_name() -> None:
+    """Wherever its shard begins."""
+    tensors = {name: np.zeros(30, np.float32) for name in ("a", "b", "c")}
+    tensors["b"][29] = np.inf
+    for shards in (1, 2, 7):
+        said = []
+        for shard in range(shards):
+            try:
+                averaged_bytes([(tensors, 1)], shard, shards)
+            except UpdateRefused as exc:
+                said.append(str(exc))
+        assert said == ["tensor 'b' has values that are NaN or infinite"]
+
+
+def test_what_is_not_a_number_stays_in_the_sum() -> None:
+    """Whatever is added: one look at the end is enough."""
+    layout = layout_of(codec.pack({"w": np.zeros(2, np.float32)}))
+    for bad in ([np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]):
+        average = Average(layout, 0, 8)
+        for value in (1.0, *bad, 2.0):
+            average.add(0, np.full(2, value, np.float32).tobytes(), 3)
+        assert not average.finite()
+
+
+def test_bytes_that_are_not_as_described_are_damage() -> None:
+    """Gaps, other lengths, and dtypes that cannot be averaged."""
+    [good] = codec.describe(codec.pack({"w": np.zeros(4, np.float32)}))
+    nbytes = good["end"]
+    for change in ({"end": nbytes + 4}, {"shape": [5]}, {"dtype": "C64"}, {"begin": good["begin"] + 4}):
+        with pytest.raises(ObjectDamaged):
+            Layout.of([good | change], nbytes)
+    with pytest.raises(ObjectDamaged, match="gaps"):
+        Layout.of([good], nbytes + 8)
 
 
 @given(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedkeeper.core import kv, machine, rounds
-from fedkeeper.core.model import AttemptStatus, Run
+from fedkeeper.core.model import AttemptStatus, Kind, Run
 from fedkeeper.keeper.lease import Lease
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -33,6 +33,17 @@ def _no_key_check(patch: pytest.MonkeyPatch) -> None:
 def _lease_ignored(patch: pytest.MonkeyPatch) -> None:
     """A conductor acts for as long as it has not heard that it is none any more."""
     patch.setattr(Lease, "held", lambda self: not self._revoked)
+
+
+def _shard_counted_twice(patch: pytest.MonkeyPatch) -> None:
+    """A shard that is told of twice counts twice, so that one of the others is not waited for."""
+    outstanding = machine._outstanding
+
+    def late(run: Run, key: str) -> Any:
+        told = next((one for one in run.ended if one.key == key and one.kind is Kind.SHARD), None)
+        return outstanding(run, key) or (told and replace(told, status=AttemptStatus.RUNNING))
+
+    patch.setattr(machine, "_outstanding", late)
 
 
 def _no_base_check(patch: pytest.MonkeyPatch) -> None:
@@ -68,6 +79,7 @@ def _no_compare_and_set(patch: pytest.MonkeyPatch) -> None:
 MUTATIONS: Mapping[str, Patch] = {
     "no epoch check": _no_epoch_check,
     "no key check": _no_key_check,
+    "a shard counted twice": _shard_counted_twice,
     "lease ignored": _lease_ignored,
     "no check of what was averaged": _no_base_check,
     "double commit of a round": _double_commit,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from fedkeeper.core import attempts, rounds
+from fedkeeper.core import attempts, records, sharding
 from fedkeeper.core.model import (
     Command,
     FunctionsDeployed,
@@ -17,6 +17,7 @@ from fedkeeper.core.model import (
     ObjectRef,
     RoundAggregated,
     Run,
+    ShardStored,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -94,21 +95,26 @@ class Platform:
                 return lambda epoch, at_ms: UpdateStored(
                     key=key, ref=ref(key), samples=samples, loss=loss, accuracy=loss, epoch=epoch, at_ms=at_ms
                 )
-            case Kind.AGGREGATE:
+            case Kind.AGGREGATE | Kind.SHARD:
                 return self._aggregating(run, key)
 
     def _aggregating(self, run: Run, key: str) -> Answer:
         assert run.weights is not None
-        keys = tuple(update.key for update in rounds.ordered_updates(run))
+        keys = tuple(update.key for update in records.ordered_updates(run))
+        parts = tuple(part.key for part in sharding.in_order(run))
         if self._bad():
-            bad = {one: "NaN" for one in keys if self._world.happens(0.5)}
+            suspects = parts if parts and self._world.happens(0.5) else keys
+            bad = {one: "NaN" for one in suspects if self._world.happens(0.5)}
             return lambda epoch, at_ms: UpdatesRefused(key=key, refused=bad, epoch=epoch, at_ms=at_ms)
+        if run.outbox[key].kind is Kind.SHARD:
+            return self._sharding(run, key, keys)
         accuracy = self._world.chance.choice((None, self._world.chance.random()))
         done = RoundAggregated(
             key=key,
             base=run.weights,
             weights=ref(f"{run.spec.run}/w{run.round}"),
             updates=keys,
+            parts=parts,
             loss=accuracy,
             accuracy=accuracy,
             aggregate_s=0.25,
@@ -117,8 +123,17 @@ class Platform:
             at_ms=0,
         )
         if self._bad():
-            other = {"base": ref("other")} if self._world.happens(0.5) else {"updates": keys[1:]}
-            done = replace(done, **other)
+            others = ({"base": ref("other")}, {"updates": keys[1:]}, {"parts": (*parts[1:], "other")})
+            done = replace(done, **self._world.chance.choice(others))
+        return lambda epoch, at_ms: replace(done, epoch=epoch, at_ms=at_ms)
+
+    def _sharding(self, run: Run, key: str, keys: tuple[str, ...]) -> Answer:
+        assert run.weights is not None
+        done = ShardStored(
+            key=key, base=run.weights, ref=ref(key), updates=keys, aggregate_s=0.25, epoch=0, at_ms=0
+        )
+        if self._bad():
+            done = replace(done, **self._world.chance.choice(({"base": ref("other")}, {"updates": keys[1:]})))
         return lambda epoch, at_ms: replace(done, epoch=epoch, at_ms=at_ms)
 
     def _bad(self) -> bool:

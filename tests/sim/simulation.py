@@ -293,4 +293,8 @@ class Simulation(World):
             round_timeout_ms=self.chance.choice((0, 0, 1_500)),
             retry_backoff_ms=self.chance.choice((0, 100, 1_000)),
             deploy_timeout_ms=self.chance.choice((0, 3_000 if self.p_bad else 60_000)),
+            # The weights are some bytes long, so by the rule there are several.
+            shards=self.chance.choice((0, 1, 1, 2, 3)),
+            shard_bytes_max=self.chance.choice((1, 4, 1_000)),
+            shard_updates_bytes_max=10,
         )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
 from fedkeeper.errors import ObjectDamaged, ObjectMissing
+from fedkeeper.runtime import tensors as codec
 from fedkeeper.runtime.base import ObjectStore
 from fedkeeper.runtime.environment import StoreAddress
+from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.memory import MemoryObjects
 from fedkeeper.runtime.store import MongoObjects, open_store
 from fedkeeper.runtime.wire import Outcome, assignment_name, weights_name
@@ -22,6 +25,7 @@ SMALL = {
     "conv/kernel": np.linspace(-1, 1, 50, dtype=np.float32).reshape(5, 5, 2),
     "bias": np.zeros(2, np.float32),
 }
+MIB = 1024 * 1024
 LARGE = {"dense": np.random.default_rng(1).normal(size=(700, 600)).astype(np.float32)}  # 1.7 MB
 
 
@@ -94,6 +98,58 @@ class StoreContract:
         store.spoil("run/w0")
         with pytest.raises(ObjectDamaged, match="run/w0"):
             store.objects.get("run/w0")
+
+    @pytest.mark.parametrize("tensors", [SMALL, LARGE], ids=["small", "large"])
+    async def test_any_part_of_an_object_can_be_read(self, store, tensors):
+        """Its bytes from here to there are those of the whole; and its layout says what they are."""
+        data = codec.pack(tensors)
+        ref = store.objects.put("run/w0", tensors, run="run", round_no=0)
+        stored = store.objects.open("run/w0", sha256=ref.sha256)
+        assert stored.layout == Layout.of(codec.describe(data), len(data))
+        middle = stored.layout.header_bytes + 24
+        for begin, end in (
+            (0, len(data)),
+            (0, 8),
+            (middle, len(data) - 3),
+            (len(data) - 9, len(data)),
+            (7, 7),
+        ):
+            assert b"".join(stored.read(begin, end)) == data[begin:end]
+
+    @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1, 9 * MIB, 20 * MIB + 5])
+    async def test_bytes_in_pieces_are_stored_as_they_are(self, store, size):
+        """Whatever the pieces; what makes them may be asked again, and a part has no header of its own."""
+        data = np.random.default_rng(size).bytes(size)
+
+        def pieces():
+            for at in range(0, size, 700_001):
+                yield data[at : at + 700_001]
+
+        ref = store.objects.put_bytes("run/r1/aggregate/s0/a0", [], pieces, run="run", round_no=1)
+        assert (ref.nbytes, ref.sha256) == (size, sha256(data).hexdigest())
+        stored = store.objects.open(ref.name, sha256=ref.sha256)
+        assert b"".join(stored.read(0, size)) == data
+        assert b"".join(stored.read(size // 2, size)) == data[size // 2 :]
+        assert await store.updates.sweep(older_than_s=-60) == 0
+        assert await store.updates.prune("run", before_round=2) == 1
+        assert await store.updates.sweep(older_than_s=-60) == 0
+
+    async def test_an_unknown_or_other_object_cannot_be_opened(self, store):
+        """Before any of its bytes is read."""
+        store.objects.put("run/w0", SMALL, run="run", round_no=0)
+        with pytest.raises(ObjectMissing, match="run/w9"):
+            store.objects.open("run/w9")
+        with pytest.raises(ObjectDamaged, match="expected"):
+            store.objects.open("run/w0", sha256="0" * 64)
+
+    @pytest.mark.parametrize("tensors", [SMALL, LARGE], ids=["small", "large"])
+    async def test_damage_is_found_by_whoever_reads_that_part(self, store, tensors):
+        """The last byte: of the whole, and of the last part."""
+        ref = store.objects.put("run/w0", tensors, run="run", round_no=0)
+        store.spoil("run/w0")
+        for begin in (0, ref.nbytes - 9):
+            with pytest.raises(ObjectDamaged, match="run/w0"):
+                b"".join(store.objects.open("run/w0").read(begin, ref.nbytes))
 
     async def test_the_first_claim_wins_and_may_be_repeated(self, store):
         """A second activation of the same key stands back; the first may ask again."""
@@ -176,6 +232,53 @@ class TestMongo(StoreContract):
         yield Store(objects, updates, lambda name: spoil(objects, name))
         await updates.close()
         objects.close()
+
+    async def test_damage_elsewhere_does_not_matter(self, store):
+        """Each chunk is checked alone: a shard does not need the others."""
+        ref = store.objects.put("run/w0", LARGE, run="run", round_no=0)
+        store.spoil("run/w0")
+        data = codec.pack(LARGE)
+        assert b"".join(store.objects.open("run/w0").read(8, 1000)) == data[8:1000]
+        with pytest.raises(ObjectDamaged):
+            b"".join(store.objects.open("run/w0").read(8, ref.nbytes))
+
+    async def test_what_an_older_version_stored_is_checked_as_a_whole(self, store):
+        """It has no sha256 of its chunks, so all of them are read whatever part is wanted."""
+        store.objects.put("run/w0", LARGE, run="run", round_no=0)
+        store.objects._objects.update_one({"_id": "run/w0"}, {"$unset": {"blocks": 1}})
+        data = codec.pack(LARGE)
+        assert b"".join(store.objects.open("run/w0").read(8, 1000)) == data[8:1000]
+        store.spoil("run/w0")
+        with pytest.raises(ObjectDamaged):
+            b"".join(store.objects.open("run/w0").read(8, 1000))
+
+    async def test_a_missing_chunk_is_damage(self, store):
+        """In the middle, say."""
+        store.objects.put_bytes("run/p", [], lambda: iter([bytes(3 * MIB)]), run="run", round_no=1)
+        stored = store.objects.open("run/p")
+        store.objects._database[f"{store.objects._address.collection}.blobs.chunks"].delete_one({"n": 1})
+        with pytest.raises(ObjectDamaged, match="chunk 1 of 3"):
+            b"".join(stored.read(0, 3 * MIB))
+
+    async def test_reading_goes_on_when_the_same_bytes_are_stored_again(self, store):
+        """Two aggregators of one key: the second takes the first one's blob away, and nobody notices."""
+        data = np.random.default_rng(1).bytes(9 * MIB)
+        store.objects.put_bytes("run/w1", [], lambda: iter([data]), run="run", round_no=1)
+        reading = store.objects.open("run/w1").read(0, len(data))
+        begun = next(reading)
+        store.objects.put_bytes("run/w1", [], lambda: iter([data]), run="run", round_no=1)
+        assert begun + b"".join(reading) == data
+
+    async def test_what_is_written_is_gridfs(self, store):
+        """The driver reads it, and what the driver has written is read."""
+        data = np.random.default_rng(2).bytes(3 * MIB + 1)
+        store.objects.put_bytes("run/w1", [], lambda: iter([data]), run="run", round_no=1)
+        manifest = store.objects._objects.find_one({"_id": "run/w1"})
+        with store.objects._bucket.open_download_stream(manifest["blob"]) as stream:
+            assert (stream.read(), stream.filename) == (data, "run/w1")
+        blob = store.objects._bucket.upload_from_stream("other", data)
+        store.objects._objects.update_one({"_id": "run/w1"}, {"$set": {"blob": blob}})
+        assert b"".join(store.objects.open("run/w1").read(0, len(data))) == data
 
 
 def spoil(objects: MongoObjects, name: str) -> None:
