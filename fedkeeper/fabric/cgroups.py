@@ -22,6 +22,7 @@ from fedkeeper.fabric.inside import processes
 log = structlog.get_logger(__name__)
 CONTROLLERS = ("memory", "pids")
 END_S_MAX = 5.0
+MAKE_TRIES = 3
 _UNIFIED = ""  # version 2's name in the table of hierarchies
 
 
@@ -59,7 +60,11 @@ class Group:
 
 
 class Cgroups:
-    """The groups of one pool: `<ours>/faas-<pool>/<worker>` in each hierarchy that can be used."""
+    """The groups of one pool: `<ours>/faas-<pool>/<worker>` in each hierarchy that can be used.
+
+    `<pool>` is made for the first worker and not before: then there is a zygote, which removes it when this
+    process is killed.
+    """
 
     def __init__(self, roots: dict[str, Path]) -> None:
         self._roots = roots  # controllers, separated by blanks -> folder
@@ -77,16 +82,15 @@ class Cgroups:
     @classmethod
     def open(cls, pool: Path) -> Cgroups:
         """Groups for the pool of this folder; what an earlier one left is killed and removed. Blocking."""
-        name = f"faas-{hashlib.sha256(os.fsencode(pool.resolve())).hexdigest()[:12]}"
+        name = group_name(pool)
         roots = {}
         for controllers, base in _bases().items():
             root = base / name
             try:
                 if root.exists():
                     _remove(root)
-                root.mkdir()
-                if (root / "cgroup.controllers").exists():
-                    (root / "cgroup.subtree_control").write_text(_enable(controllers))
+                _make_root(root, controllers)
+                root.rmdir()
             except OSError as exc:
                 log.debug("no control groups here", folder=str(root), error=repr(exc))
                 continue
@@ -99,7 +103,7 @@ class Cgroups:
         for controllers, root in self._roots.items():
             folder = root / worker
             try:
-                folder.mkdir()
+                _make_in(root, controllers, folder)
                 if "memory" in controllers:
                     _limit_memory(folder, memory_mb << 20)
                 if "pids" in controllers:
@@ -116,6 +120,11 @@ class Cgroups:
         """Kill what is left in the groups and remove them. Blocking."""
         for root in self._roots.values():
             _remove(root)
+
+
+def group_name(pool: Path) -> str:
+    """What the groups of the pool of this folder are called, in every hierarchy."""
+    return f"faas-{hashlib.sha256(os.fsencode(pool.resolve())).hexdigest()[:12]}"
 
 
 def _bases() -> dict[str, Path]:
@@ -181,6 +190,22 @@ def _limit_memory(folder: Path, nbytes: int) -> None:
     (folder / "memory.max").write_text(str(nbytes))
     with contextlib.suppress(OSError):
         (folder / "memory.swap.max").write_text("0")
+
+
+def _make_root(root: Path, controllers: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        root.mkdir()
+        if (root / "cgroup.controllers").exists():  # version 2
+            (root / "cgroup.subtree_control").write_text(_enable(controllers))
+
+
+def _make_in(root: Path, controllers: str, folder: Path) -> None:
+    for _ in range(MAKE_TRIES):  # a zygote that ends takes an empty root along
+        _make_root(root, controllers)
+        with contextlib.suppress(FileNotFoundError):
+            folder.mkdir()
+            return
+    raise FileNotFoundError(f"{root} is removed again and again")
 
 
 def _remove(root: Path) -> None:

@@ -43,6 +43,7 @@ class Bounds:
     busy_max: int
     spares: int
     disk_mb: int
+    processes_max: int
     pending_s: float
 
 
@@ -51,6 +52,7 @@ class Pool:
 
     def __init__(self, folder: Path, bounds: Bounds, cgroups: Cgroups, python: str, node: str) -> None:
         self._folder = folder
+        self._workers = folder.absolute() / "workers"  # their directories
         self._bounds = bounds
         self._cgroups = cgroups
         self._python = python
@@ -76,6 +78,8 @@ class Pool:
         busy_max: int = 100,
         spares: int = 1,
         disk_mb: int = 512,
+        processes_max: int = PROCESSES_MAX,
+        control_groups: bool = True,
         pending_s: float = PENDING_S,
         python: str = sys.executable,
         node: str = "",
@@ -85,10 +89,12 @@ class Pool:
         `memory_mb`: sum of the limits of all workers; `queue_max`: callers that may wait for a worker;
         `idle_s`: seconds after which a warm worker ends; `busy_max`: workers of one action, or of those that
         share theirs, at once; `spares`: processes that each zygote keeps ready; `disk_mb`: what a worker may
-        have on disk; `pending_s`: seconds that a request waits for an instance when its function has as many
-        as it may (PoolFull then); `python`: interpreter of the functions, which find in it what their
-        requirements.txt names; `node`: program of the node actions, the first that is found if empty. Open
-        it on the thread that lives as long as the pool: the kernel ends the zygotes with that thread.
+        have on disk; `processes_max`: a worker and all that descends from it; `control_groups`: have the
+        kernel hold memory and processes where it lets us, else they are only measured; `pending_s`: seconds
+        that a request waits for an instance when its function has as many as it may (PoolFull then);
+        `python`: interpreter of the functions, which find in it what their requirements.txt names; `node`:
+        program of the node actions, the first that is found if empty. Open it on the thread that lives as
+        long as the pool: the kernel ends the zygotes with that thread.
         """
         bounds = Bounds(
             memory_mb=memory_mb,
@@ -97,10 +103,11 @@ class Pool:
             busy_max=busy_max,
             spares=spares,
             disk_mb=disk_mb,
+            processes_max=processes_max,
             pending_s=pending_s,
         )
         await asyncio.to_thread(_lay_out, folder)
-        cgroups = await asyncio.to_thread(Cgroups.open, folder)
+        cgroups = await asyncio.to_thread(Cgroups.open, folder) if control_groups else Cgroups({})
         pool = cls(folder, bounds, cgroups, python, node)
         watching = asyncio.create_task(pool._watch(), name="pool watch")
         try:
@@ -168,7 +175,7 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._cgroups.close)
-        await asyncio.to_thread(shutil.rmtree, self._folder / "workers", ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._workers, ignore_errors=True)
 
     async def _own(self, work: Awaitable[T]) -> T:
         """Await `work` as a task of the pool: it goes on when the caller is cancelled."""
@@ -189,7 +196,7 @@ class Pool:
                 if self._closed:
                     raise ServiceError("the pool is closed")
                 zygote = self._zygotes[preload] = await Zygote.start(
-                    preload, self._folder, self._python, self._cgroups.roots
+                    preload, self._folder, self._python, self._cgroups.roots, workers=self._workers
                 )
                 zygote.spares_max = self._bounds.spares
                 zygote.fill()
@@ -218,12 +225,15 @@ class Pool:
     async def _start(self, revision: Revision) -> Worker:
         node = find_node(self._node) if revision.kind.startswith("nodejs:") else ""
         zygote = await self._zygote("bare" if node else preload_for(Path(revision.folder)))
-        name = f"w{next(self._numbers)}"
+        name = f"{zygote.mark}-w{next(self._numbers)}"
         limits = revision.limits
         quarters = Quarters(
-            folder=self._folder.resolve() / "workers" / name,
+            folder=self._workers / name,
             disk_mb=self._bounds.disk_mb,
-            group=self._cgroups.make(name, memory_mb=limits.memory_mb, processes_max=PROCESSES_MAX),
+            processes_max=self._bounds.processes_max,
+            group=self._cgroups.make(
+                name, memory_mb=limits.memory_mb, processes_max=self._bounds.processes_max
+            ),
         )
         environment = {**base_environment(quarters.folder), **_instance_environment(revision)}
         try:
@@ -273,7 +283,7 @@ def _faults(workers: list[Worker]) -> list[str]:
 def _lay_out(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.rmtree(folder / "workers", ignore_errors=True)  # of a pool that was killed
-    (folder / "workers").mkdir(mode=0o700)
+    (folder / "workers").mkdir(mode=0o700, exist_ok=True)  # what ends this moment may still hold it
 
 
 def _instance_environment(revision: Revision) -> dict[str, str]:

@@ -45,7 +45,7 @@ _SCRIPT = Path(__file__).with_name("inside") / "zygote.py"
 _TENSORFLOW = {"tensorflow", "tensorflow-cpu", "keras"}
 _NODE = ("__main__.js", "index.js", "package.json")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MARK = "FAAS_ZYGOTE"  # variable by which what descends from a zygote is known when that was killed
+MARK = "FAAS_ZYGOTE"  # variable by which what descends from a zygote is known when that was killed, as in it
 READY_S_MAX = 180.0  # TensorFlow's import takes 2 to 20 s
 ANSWER_S_MAX = 30.0
 # What a zygote and its workers see of our environment: nothing that may be a secret of ours, except that
@@ -154,10 +154,19 @@ class Zygote:
         self.broken = False
 
     @classmethod
-    async def start(cls, preload: str, folder: Path, python: str, groups: Sequence[Path] = ()) -> Zygote:
+    async def start(
+        cls,
+        preload: str,
+        folder: Path,
+        python: str,
+        groups: Sequence[Path] = (),
+        *,
+        workers: Path | None = None,
+    ) -> Zygote:
         """Start one and wait for its imports. Raises ServiceError with the end of its log.
 
-        `groups`: control groups of the pool, which it removes if the pool is killed.
+        What begins with its `mark` in `workers` (absolute) and in `groups` it removes at its end, and each of
+        `groups` that is empty then: so that nothing stays of a pool that was killed.
         """
         home = folder / f"zygote-{preload}"
         home.mkdir(mode=0o700, exist_ok=True)
@@ -167,7 +176,7 @@ class Zygote:
         with theirs, log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(python, "-P", str(_SCRIPT), str(theirs.fileno()), str(os.getpid())),
-                *(os.pathsep.join(map(str, groups)), *PRELOADS[preload]),
+                *(str(workers or ""), os.pathsep.join(map(str, groups)), *PRELOADS[preload]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

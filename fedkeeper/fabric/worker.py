@@ -56,6 +56,7 @@ class Quarters:
 
     folder: Path
     disk_mb: int  # of all files in `folder`, and the most that one file anywhere may have
+    processes_max: int
     group: Group
 
     def fault(self) -> str:
@@ -169,7 +170,7 @@ class Worker:
 
     def excess(self, table: dict[int, int]) -> str:
         """The fault of a worker that uses more than it may; empty if it does not. Blocking."""
-        if 1 + len(processes.descendants([self.pid], table)) > PROCESSES_MAX:
+        if 1 + len(processes.descendants([self.pid], table)) > self.quarters.processes_max:
             return "started too many processes"
         if self.memory_kb(table) > self.revision.limits.memory_mb << 10:
             return "memory"

@@ -1,12 +1,14 @@
 """The zygote: a program of one thread that imports what functions need, then forks workers on request.
 
-Started by exec as `python -P zygote.py SOCKET_FD PARENT_PID CGROUPS MODULE...`. Speaks JSON datagrams:
+Started by exec as `python -P zygote.py SOCKET_FD PARENT_PID WORKERS CGROUPS MODULE...`. Speaks JSON
+datagrams:
 {"fork": true} with three file descriptors (channel, stdout, stderr) -> {"pid", "anonymous_kb"}: a process
 that waits at its channel for the order that makes it the worker of a function;
 {"end": pid} -> {"status"}: kills that worker and all that descends from it; {"error": text} if it cannot.
 
 It only imports: after any TensorFlow operation in the parent, every forked child hangs at its first one.
-It ends, with all its descendants, when the socket closes: also when its parent was killed with -9.
+It ends, with all its descendants, when the socket closes: also when its parent was killed with -9. What
+they had for themselves, in the folder WORKERS and in CGROUPS, bears its mark, and goes with them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -27,6 +30,7 @@ from types import ModuleType
 from typing import Any
 
 END_ROUNDS = 200  # of 10 ms
+MARK = "FAAS_ZYGOTE"  # environment variable: what the names of our workers' directories and groups begin with
 NICE = 5  # functions that train give way to keepers, the store and the fabric on a busy machine
 
 
@@ -165,16 +169,24 @@ def _preload(modules: list[str]) -> None:
             print(f"not preloaded: {module}: {exc}", flush=True)  # noqa: T201 - into this zygote's log
 
 
-def _remove_groups(roots: list[str]) -> None:
-    """Remove the control groups of a pool that was killed; the last of its zygotes can."""
-    for root in roots:
-        inner = [entry.path for entry in os.scandir(root) if entry.is_dir()] if os.path.isdir(root) else []  # noqa: PTH112
-        for folder in (*inner, root):
+def _remove_quarters(workers: str, groups: list[str]) -> None:
+    """Remove what our workers had. The pool does that as well, if it lives."""
+    mark = f"{os.environ[MARK]}-"
+    for entry in _entries(workers, mark):
+        shutil.rmtree(entry, ignore_errors=True)
+    for root in groups:
+        for folder in (*_entries(root, mark), root):  # the root goes with the last of all zygotes
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # noqa: PTH106
 
 
-def main(control_fd: int, parent: int, groups: list[str], modules: list[str]) -> None:
+def _entries(folder: str, mark: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [entry.path for entry in os.scandir(folder) if entry.name.startswith(mark)]
+    return []
+
+
+def main(control_fd: int, parent: int, workers: str, groups: list[str], modules: list[str]) -> None:
     """Import, say so, and serve."""
     containment.set_name("faas-zygote")
     containment.die_with_parent(signal.SIGKILL, parent)  # while importing: there is nobody to clean up yet
@@ -194,9 +206,9 @@ def main(control_fd: int, parent: int, groups: list[str], modules: list[str]) ->
     zygote = Zygote(control)
 
     def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end of the socket and of the parent come together
         zygote.end_all()
-        if os.getppid() != parent:
-            _remove_groups(groups)
+        _remove_quarters(workers, groups)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)
@@ -209,4 +221,4 @@ def main(control_fd: int, parent: int, groups: list[str], modules: list[str]) ->
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(os.pathsep), sys.argv[4:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4].split(os.pathsep), sys.argv[5:])

@@ -212,6 +212,40 @@ asyncio.run(main(Path(sys.argv[1])))
         process.kill()
     await eventually(lambda: not any(map(exists, pids)))
     assert not any(map(os.path.exists, groups))
+    assert not list((tmp_path / "pool0" / "workers").iterdir())
+
+
+@pytest.mark.parametrize("run", [0, 1])
+async def test_an_idle_pool_that_is_killed_leaves_no_control_group(tmp_path: Path, run: int) -> None:
+    """Neither before its first worker, when no zygote listens yet, nor after it has become idle."""
+    script = tmp_path / "fabric.py"
+    script.write_text("""
+import asyncio, sys
+from pathlib import Path
+from tests.fabric.workers.conftest import Bench
+from contextlib import AsyncExitStack
+async def main(root, run):
+    async with AsyncExitStack() as stack:
+        bench = Bench(root, stack)
+        pool = await bench.open()
+        action = bench.revision("def main(args): return {}")
+        for _ in range(run):
+            assert (await bench.run(action)).status == "success"
+        print(*(zygote.pid for zygote in pool._zygotes.values()), *pool._cgroups.roots, flush=True)
+        await asyncio.sleep(600)
+asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+""")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, str(script), str(tmp_path), str(run)], stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None
+        told = (await asyncio.to_thread(process.stdout.readline)).decode().split()
+        process.kill()
+    pids, groups = [int(word) for word in told if word.isdecimal()], [word for word in told if "/" in word]
+    assert len(pids) == run
+    await eventually(lambda: not any(map(exists, pids)))
+    assert not any(map(os.path.exists, groups))
 
 
 async def test_a_zygote_that_still_imports_ends_with_the_pools_process(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,30 @@ async def test_a_zygote_that_cannot_start_says_why(tmp_path: Path) -> None:
     """An interpreter that ends at once is an error that names the log, and leaves no process."""
     with pytest.raises(ServiceError, match="plain zygote did not start"):
         await preload.Zygote.start("plain", tmp_path, "/bin/false")
+
+
+async def test_what_its_workers_had_goes_with_it(tmp_path: Path) -> None:
+    """When its socket closes, though its parent lives: the kernel closes it before the parent counts as dead.
+
+    What others have stays.
+    """
+    workers, group = tmp_path / "workers", tmp_path / "group"
+    for folder in (workers, group):
+        folder.mkdir()
+    mother = await preload.Zygote.start("bare", tmp_path, sys.executable, [group], workers=workers)
+    for name in (f"{mother.mark}-w1", "other-w2"):
+        (workers / name / "inner").mkdir(parents=True)
+        (workers / name / "inner" / "file").write_text("x")
+        (group / name).mkdir()
+    await mother.close()
+    assert [path.name for path in workers.iterdir()] == ["other-w2"]
+    assert [path.name for path in group.iterdir()] == ["other-w2"]
+    another = await preload.Zygote.start("bare", tmp_path, sys.executable, [group], workers=workers)
+    (group / "other-w2").rmdir()
+    os.kill(another.pid, signal.SIGTERM)
+    await eventually(lambda: not exists(another.pid))
+    assert not group.exists()
+    await another.close()
 
 
 async def test_a_functions_own_virtualenv_is_activated(bench: Bench) -> None:
