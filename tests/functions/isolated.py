@@ -39,7 +39,14 @@ def obey(order: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(order["env"])
     os.chdir(order["folder"])
     sys.path.insert(0, order["folder"])
-    call = {"openwhisk": openwhisk, "google": google}[order["platform"]](order["folder"])
+    folder = order["folder"]
+    match order["platform"]:
+        case "openwhisk":
+            call = openwhisk(folder)
+        case "google":
+            call = framework(folder, "Function-Execution-Id")
+        case _:
+            call = framework(folder, "X-Call-Id")  # behind of-watchdog
     answers = [call(request) for request in order["requests"]]
     names = ("fedkeeper", "handler", "tensorflow", "keras")
     found = {name: sys.modules[name].__file__ for name in names if name in sys.modules}
@@ -61,17 +68,17 @@ def openwhisk(folder: str) -> Any:
     return call
 
 
-def google(folder: str) -> Any:
-    """main.py under the functions framework; bytes travel as {"blob": base64}."""
-    framework = importlib.import_module("functions_framework")
-    client = framework.create_app("main", f"{folder}/main.py").test_client()
+def framework(folder: str, header: str) -> Any:
+    """main.py under the functions framework, told its activation in `header`; bytes are {"blob": base64}."""
+    module = importlib.import_module("functions_framework")
+    client = module.create_app("main", f"{folder}/main.py").test_client()
 
     def call(request: Any) -> Any:
         body, kind = request["body"], "application/json"
         raw = json.dumps(body).encode()
         if "blob" in body:
             raw, kind = base64.b64decode(body["blob"]), "application/octet-stream"
-        headers = {"Function-Execution-Id": request["activation_id"], "Content-Type": kind}
+        headers = {header: request["activation_id"], "Content-Type": kind}
         answer = client.post("/", data=raw, headers=headers)
         if answer.mimetype == "application/octet-stream":
             return {"status": answer.status_code, "blob": base64.b64encode(answer.data).decode()}

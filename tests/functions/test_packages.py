@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,6 +21,8 @@ import msgspec
 import pytest
 
 from fedkeeper.packaging import build
+from fedkeeper.platforms import PLATFORMS
+from fedkeeper.runtime.activation import BINARY
 from fedkeeper.runtime.environment import ClientAccess, StoreAddress
 from fedkeeper.runtime.memory import MemoryObjects
 from fedkeeper.runtime.store import open_store
@@ -86,7 +89,7 @@ def zips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zips")
     for function in FUNCTIONS.iterdir():
         if (function / "handler.py").is_file():
-            for platform in ("openwhisk", "google"):
+            for platform in PLATFORMS:
                 archive = build(function, platform)
                 zipfile.ZipFile(io.BytesIO(archive)).extractall(folder / function.name / platform)
     return folder
@@ -177,6 +180,66 @@ def test_a_round_over_both_platforms(
     assert outcomes[tasks[2].key].result == third
 
 
+def test_a_round_behind_a_gateway(
+    zips: Path,
+    trainer: Interpreter,
+    plain: Interpreter,
+    data: DataSpec,
+    address: StoreAddress,
+    store_env: dict[str, str],
+) -> None:
+    """Every function on OpenFaaS: its call's ID is its activation, and the forwarder posts plain bytes.
+
+    A second call of a key is told apart; a client behind the forwarder is given no credentials.
+    """
+    order = trainer.run(
+        zips / "fl_server_init" / "openfaas",
+        encode(replace(init_task(data), key="edge/init/a0", run="edge")),
+        **store_env,
+    )
+    initial = decode(InitResult, order["answers"][0]["body"]).weights
+    tasks = [
+        replace(train_task(data, initial, client=name), key=f"edge/r1/{name}/a0", run="edge")
+        for name in CLIENTS[:2]
+    ]
+    first, again = trainer.run(
+        zips / "fl_client" / "openfaas", encode(tasks[0]), encode(tasks[0]), **store_env
+    )["answers"]
+    assert first["status"] == 200
+    assert again == {"status": 200, "body": {"duplicate": True, "key": tasks[0].key}}
+
+    def answer(asked: Asked) -> Reply:
+        assert asked.headers["Content-Type"] == BINARY
+        assert "Authorization" not in asked.headers
+        blob = {"blob": base64.b64encode(asked.body).decode()}
+        (result,) = trainer.run(zips / "fl_client" / "openfaas", blob)["answers"]
+        return Reply(result["status"], base64.b64decode(result["blob"]), {"Content-Type": BINARY})
+
+    with serving(answer) as web:
+        url = f"{web.url}/function/client-1"
+        task = ForwardTask(train=tasks[1], cluster="edge", function=CLIENTS[1], url=url, timeout_s=150.0)
+        access = {"edge": ClientAccess(platform="openfaas")}
+        env = {**store_env, "FEDKEEPER_CLIENTS": msgspec.json.encode(access).decode()}
+        folder = zips / "fl_invoker_weights_update" / "openfaas"
+        (second,) = plain.run(folder, encode(task), **env)["answers"]
+    assert second["status"] == 200, second
+
+    results = [decode(TrainResult, one["body"]) for one in (first, second)]
+    updates = tuple(
+        UpdateRef(client=name, update=result.update, samples=result.samples)
+        for name, result in zip(CLIENTS[:2], results, strict=True)
+    )
+    task_ = replace(aggregate_task(data, initial, updates), key="edge/r1/aggregate/s0/a0", run="edge")
+    (done,) = trainer.run(zips / "fl_server_aggregator" / "openfaas", encode(task_), **store_env)["answers"]
+    assert done["status"] == 200, done
+    assert decode(AggregateResult, done["body"]).refused == ()
+    keys = ["edge/init/a0", *(one.key for one in tasks), task_.key]
+    outcomes = asyncio.run(_outcomes(address, keys))
+    assert [key for key in keys if outcomes[key].ok] == keys
+    assert outcomes[tasks[1].key].result == second["body"]
+    assert all(re.fullmatch("0{20}[0-9a-f]{12}", one.activation_id) for one in outcomes.values())
+
+
 def test_another_process_gives_the_same_bits(
     zips: Path,
     trainer: Interpreter,
@@ -231,14 +294,17 @@ async def _outcomes(address: StoreAddress, keys: list[str]) -> Mapping[str, Any]
 def test_a_failure_is_told_to_the_platform_and_the_store(
     zips: Path, trainer: Interpreter, data: DataSpec, address: StoreAddress, store_env: dict[str, str]
 ) -> None:
-    """A client whose weights are missing: {"error"} on OpenWhisk, 500 on Google, one outcome a key."""
+    """A client whose weights are missing: {"error"} on OpenWhisk, 500 elsewhere, one outcome a key."""
     missing = encode(train_task(data, init_ref(), client="nobody", round_no=8))
     other = {**missing, "key": f"{RUN}/r8/nobody/a1"}
+    third = {**missing, "key": f"{RUN}/r8/nobody/a2"}
     (openwhisk,) = trainer.run(zips / "fl_client" / "openwhisk", missing, **store_env)["answers"]
     (google,) = trainer.run(zips / "fl_client" / "google", other, **store_env)["answers"]
-    assert google == {"status": 500, "body": openwhisk}
+    (openfaas,) = trainer.run(zips / "fl_client" / "openfaas", third, **store_env)["answers"]
+    assert google == openfaas == {"status": 500, "body": openwhisk}
     assert openwhisk["error"].startswith("ObjectMissing: no object 'trial-1/w77'")
-    outcomes = asyncio.run(_outcomes(address, [missing["key"], other["key"]]))
+    outcomes = asyncio.run(_outcomes(address, [missing["key"], other["key"], third["key"]]))
+    assert len(outcomes) == 3
     assert {one.reason for one in outcomes.values()} == {openwhisk["error"]}
     assert address.password not in str(outcomes)
 
@@ -248,7 +314,7 @@ def init_ref() -> Ref:
     return Ref(name=weights_name(RUN, 77), sha256="0" * 64, nbytes=1)
 
 
-@pytest.mark.parametrize("platform", ["openwhisk", "google"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_nodeinfo_describes_its_machine(zips: Path, plain: Interpreter, platform: str) -> None:
     """Hostname, platform, architecture, CPUs, memory, uptime; with the standard library alone."""
     order = plain.run(zips / "nodeinfo" / platform, {})
