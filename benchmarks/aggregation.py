@@ -98,6 +98,13 @@ def limit(memory_mb: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 
 
+def store_updates(address: StoreAddress, clients: int, nbytes: int) -> tuple[Ref, list[Ref]]:
+    """The base weights, and an update of each client."""
+    base = store_update(address, f"{RUN}/w0", nbytes, 0, 0)
+    names = [f"{RUN}/r1/client_{number}/a0" for number in range(clients)]
+    return base, [store_update(address, name, nbytes, number, 1) for number, name in enumerate(names)]
+
+
 def store_update(address: StoreAddress, name: str, nbytes: int, seed: int, round_no: int) -> Ref:
     """An update of random numbers; only some MB of it are in memory at a time."""
     sizes = [min(TENSOR, nbytes // 4 - at) for at in range(0, nbytes // 4, TENSOR)]
@@ -227,14 +234,10 @@ def sharded(
 def measure(case: Case, address: StoreAddress, chosen: argparse.Namespace) -> list[Json]:
     """One case, with each number of shards."""
     nbytes = case.nbytes // 4 * 4
-    base = apart(store_update, address, f"{RUN}/w0", nbytes, 0, 0)
+    base, stored = apart(store_updates, address, case.clients, nbytes)
     updates = tuple(
-        UpdateRef(
-            client=f"client_{number}",
-            update=apart(store_update, address, f"{RUN}/r1/client_{number}/a0", nbytes, number, 1),
-            samples=600 + number,
-        )
-        for number in range(case.clients)
+        UpdateRef(client=f"client_{number}", update=ref, samples=600 + number)
+        for number, ref in enumerate(stored)
     )
     client: MongoClient[Json] = MongoClient(**mongo.client_options(address))
     objects = client[address.database][mongo.Names(address.collection).objects]

@@ -116,6 +116,7 @@ def function_of(attempt: Attempt) -> str:
         Kind.INIT: "fl_server_init",
         Kind.AGGREGATE: "fl_server_aggregator",
         Kind.SHARD: "fl_server_aggregator",
+        Kind.FOLD: "fl_server_aggregator",
     }.get(attempt.kind, attempt.client)
 
 

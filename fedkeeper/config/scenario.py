@@ -218,6 +218,13 @@ class Aggregation(Section):
         default=4 * 1024 * 1024 * 1024,
         description="what one aggregator reads of all updates of a round (bytes; also 4GB)",
     )
+    early_updates_min: Annotated[NonNegativeInt, Number] = Field(
+        default=8,
+        description="least number of updates that are added up while others are awaited (count); 0: never",
+    )
+    early_bytes_min: Annotated[NonNegativeInt, BeforeValidator(size_bytes)] = Field(
+        default=256 * 1024 * 1024, description="least size of those updates together (bytes; also 256MB)"
+    )
 
 
 class Limits(Section):

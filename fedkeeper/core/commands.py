@@ -108,6 +108,18 @@ class UpdateStored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesFolded:
+    """The sums of a shard's first updates are stored. Names the base and exactly what was added."""
+
+    key: str
+    base: ObjectRef
+    ref: ObjectRef
+    updates: tuple[str, ...]  # keys, from the round's first on
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardStored:
     """A shard of the new weights is stored. Compare-and-set on `base`, names exactly what it averaged."""
 
@@ -142,7 +154,7 @@ class UpdatesRefused:
     """The aggregator would not take these: each counts as a failed attempt, of its client or of its shard."""
 
     key: str
-    refused: Mapping[str, str]  # key of an update, or of a shard -> reason
+    refused: Mapping[str, str]  # key of an update, of a shard or of sums -> reason
     epoch: int
     at_ms: int
 
@@ -227,6 +239,7 @@ Command = (
     | InvocationFailed
     | WeightsInitialised
     | UpdateStored
+    | UpdatesFolded
     | ShardStored
     | RoundAggregated
     | UpdatesRefused

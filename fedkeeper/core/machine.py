@@ -39,6 +39,7 @@ from fedkeeper.core.model import (
     StopRun,
     SubmitRun,
     Tick,
+    UpdatesFolded,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -54,6 +55,7 @@ _Keyed = (
     | InvocationFailed
     | WeightsInitialised
     | UpdateStored
+    | UpdatesFolded
     | ShardStored
     | RoundAggregated
     | UpdatesRefused
@@ -102,6 +104,7 @@ def _timed(
             | InvocationFailed()
             | WeightsInitialised()
             | UpdateStored()
+            | UpdatesFolded()
             | ShardStored()
             | RoundAggregated()
             | UpdatesRefused()
@@ -163,12 +166,13 @@ def _fence(state: State, command: _FENCED) -> str:
 
 _FITS: Mapping[type, tuple[Kind, ...]] = {  # others: any kind
     FunctionsDeployed: (Kind.DEPLOY,),
-    InvocationSent: (Kind.INIT, Kind.TRAIN, Kind.AGGREGATE, Kind.SHARD),
+    InvocationSent: (Kind.INIT, Kind.TRAIN, Kind.AGGREGATE, Kind.SHARD, Kind.FOLD),
     WeightsInitialised: (Kind.INIT,),
     UpdateStored: (Kind.TRAIN,),
     RoundAggregated: (Kind.AGGREGATE,),
     ShardStored: (Kind.SHARD,),
-    UpdatesRefused: (Kind.AGGREGATE, Kind.SHARD),
+    UpdatesFolded: (Kind.FOLD,),
+    UpdatesRefused: (Kind.AGGREGATE, Kind.SHARD, Kind.FOLD),
 }
 
 
@@ -187,8 +191,9 @@ def _problem(run: Run, attempt: Attempt, command: _Keyed) -> str:
     """Why it is no answer to this attempt."""
     if attempt.kind not in _FITS.get(type(command), Kind):
         return f"{command.key} is for {attempt.kind}, not a {type(command).__name__}"
-    if isinstance(command, ShardStored | RoundAggregated) and (problem := rounds.misfit(run, command)):
-        return f"{command.key}: {problem}"
+    if isinstance(command, UpdatesFolded | ShardStored | RoundAggregated):
+        problem = rounds.misfit(run, attempt, command)
+        return f"{command.key}: {problem}" if problem else ""
     return ""
 
 
@@ -204,6 +209,8 @@ def _answered(run: Run, attempt: Attempt, command: _Keyed, now_ms: int) -> Step:
             return rounds.initialised(run, attempt, command, now_ms)
         case UpdateStored():
             return rounds.updated(run, attempt, command, now_ms)
+        case UpdatesFolded():
+            return rounds.folded(run, attempt, command, now_ms)
         case ShardStored():
             return rounds.shard_stored(run, attempt, command, now_ms)
         case RoundAggregated():

@@ -35,6 +35,7 @@ def start(
     client: str = "",
     cluster: str = "",
     shard: int = 0,
+    updates: int = 0,
     not_before_ms: int = 0,
 ) -> Step:
     """Make an attempt, and issue it if its time has come. `cluster`: the client's, not of server tasks."""
@@ -47,6 +48,7 @@ def start(
         number=number,
         not_before_ms=not_before_ms,
     )
+    attempt = replace(attempt, updates=updates)
     if not_before_ms > now_ms:
         return replace(run, outbox=Buckets.of(run.outbox).put(attempt.key, attempt)), ()
     return issue(run, attempt, now_ms)

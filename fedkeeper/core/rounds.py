@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fedkeeper.core import attempts, outbox, records, sharding
+from fedkeeper.core import attempts, folding, outbox, records, sharding
 from fedkeeper.core.model import (
     Attempt,
     AttemptStatus,
+    Fold,
     FunctionsDeployed,
     Intent,
     Invoke,
@@ -26,6 +27,7 @@ from fedkeeper.core.model import (
     RunSpec,
     ShardStored,
     Update,
+    UpdatesFolded,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -36,7 +38,7 @@ from fedkeeper.core.selection import choose_clients
 from fedkeeper.core.stopping import reached_the_end
 
 BACKOFF_MS_MAX = 60_000
-_AGGREGATING = (Kind.AGGREGATE, Kind.SHARD)
+_AGGREGATING = (Kind.AGGREGATE, Kind.SHARD, Kind.FOLD)
 _WAITING = (AttemptStatus.SENDING, AttemptStatus.RUNNING)
 
 
@@ -129,10 +131,13 @@ def updated(run: Run, attempt: Attempt, command: UpdateStored, now_ms: int) -> S
     return _close_training(run, now_ms)
 
 
-def misfit(run: Run, command: RoundAggregated | ShardStored) -> str:
+def misfit(run: Run, attempt: Attempt, command: RoundAggregated | ShardStored | UpdatesFolded) -> str:
     """Why an aggregation may not be committed: other weights below it, or other updates or shards in it."""
     if command.base != run.weights:
         return "it was made from other weights than the run's"
+    if isinstance(command, UpdatesFolded):
+        first = tuple(update.key for update in records.ordered_updates(run)[: attempt.updates])
+        return "" if command.updates == first else "it added up others than the first updates"
     if set(command.updates) != {update.key for update in run.updates.values()}:
         return "it averaged other updates than those that were counted"
     if isinstance(command, RoundAggregated) and command.parts != tuple(
@@ -140,6 +145,16 @@ def misfit(run: Run, command: RoundAggregated | ShardStored) -> str:
     ):
         return "it was put together from other shards than those that were counted"
     return ""
+
+
+def folded(run: Run, attempt: Attempt, command: UpdatesFolded, now_ms: int) -> Step:
+    """A shard's first updates are added up; the rest is added when it is there."""
+    run = outbox.close(run, attempt, AttemptStatus.OK, "", now_ms)
+    fold = Fold(shard=attempt.shard, key=command.key, ref=command.ref, updates=attempt.updates)
+    run = folding.with_fold(run, attempt, fold)
+    if run.phase is Phase.AGGREGATING:
+        return _aggregate_shard(run, attempt.shard, now_ms)
+    return folding.go_on(run, now_ms)
 
 
 def shard_stored(run: Run, attempt: Attempt, command: ShardStored, now_ms: int) -> Step:
@@ -170,14 +185,17 @@ def refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms: int) ->
     """The aggregator would not take some updates, or shards: their attempts failed after all."""
     if attempt.kind is Kind.AGGREGATE and any(part.key in command.refused for part in run.parts):
         return _shards_refused(run, attempt, command, now_ms)
+    if lost := [fold for fold in run.folds if fold.key in command.refused]:
+        run = replace(run, folds=tuple(fold for fold in run.folds if fold not in lost))
+        return failed(run, attempt, command.refused[lost[0].key], now_ms)
     bad = {update.client: update for update in run.updates.values() if update.key in command.refused}
     if not bad:
         return failed(run, attempt, "it refused updates that were never counted", now_ms)
     run = outbox.close(run, attempt, AttemptStatus.OK, f"refused {len(bad)} update(s)", now_ms)
-    for other in [one for one in run.outbox.values() if one.kind is Kind.SHARD]:
+    for other in [one for one in run.outbox.values() if one.kind in _AGGREGATING]:
         run = outbox.close(run, other, AttemptStatus.ABANDONED, "another one refused updates", now_ms)
     run = replace(
-        run,
+        folding.without_folds(run),
         phase=Phase.TRAINING,
         parts=(),
         updates={client: update for client, update in run.updates.items() if client not in bad},
@@ -208,7 +226,7 @@ def _shards_refused(run: Run, attempt: Attempt, command: UpdatesRefused, now_ms:
         intents += more
         if run.phase is Phase.FAILED:
             break
-    return run, intents
+    return run, _still_meant(run, intents)
 
 
 def tick(run: Run, now_ms: int) -> Step:
@@ -229,7 +247,7 @@ def tick(run: Run, now_ms: int) -> Step:
             )
             run, more = failed(run, attempt, reason, now_ms, status=AttemptStatus.SILENT)
             intents += more
-    return run, intents
+    return run, _still_meant(run, intents)
 
 
 def end(run: Run, phase: Phase, reason: str, now_ms: int) -> Step:
@@ -263,7 +281,7 @@ def _begin_round(run: Run, round_no: int, now_ms: int) -> Step:
         round_no=round_no,
     )
     run = replace(
-        run,
+        folding.without_folds(run),
         phase=Phase.TRAINING,
         round=round_no,
         chosen=chosen,
@@ -286,8 +304,10 @@ def _begin_round(run: Run, round_no: int, now_ms: int) -> Step:
 
 def _close_training(run: Run, now_ms: int) -> Step:
     """Aggregate once nobody is being waited for, if there are enough updates."""
-    if run.phase is not Phase.TRAINING or any(one.kind is Kind.TRAIN for one in run.outbox.values()):
+    if run.phase is not Phase.TRAINING:
         return run, ()
+    if any(one.kind is Kind.TRAIN for one in run.outbox.values()):
+        return folding.go_on(run, now_ms)
     if len(run.updates) < run.spec.min_updates:
         reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(run.gave_up.items())[:3])
         problem = (
@@ -300,17 +320,24 @@ def _close_training(run: Run, now_ms: int) -> Step:
 
 
 def _aggregate(run: Run, now_ms: int) -> Step:
-    """Shard by shard, then what they come to; at once where there is one shard."""
-    shards = sharding.count(run)
-    if shards == 1 or sharding.complete(run):
+    """Every shard; then, or at once where there is one, what they come to."""
+    if sharding.complete(run):
         number = outbox.next_number(run, Kind.AGGREGATE)
         return outbox.start(run, Kind.AGGREGATE, number=number, now_ms=now_ms)
     intents: tuple[Intent, ...] = ()
-    for shard in range(shards):
-        number = outbox.next_number(run, Kind.SHARD, shard)
-        run, more = outbox.start(run, Kind.SHARD, shard=shard, number=number, now_ms=now_ms)
+    for shard in range(sharding.count(run)):
+        run, more = _aggregate_shard(run, shard, now_ms)
         intents += more
     return run, intents
+
+
+def _aggregate_shard(run: Run, shard: int, now_ms: int) -> Step:
+    """One of them, unless somebody is still adding up for it: then when that has ended."""
+    if folding.under_way(run, shard):
+        return run, ()
+    kind = Kind.SHARD if sharding.count(run) > 1 else Kind.AGGREGATE
+    number = outbox.next_number(run, kind, shard)
+    return outbox.start(run, kind, shard=shard, number=number, now_ms=now_ms)
 
 
 def _cut_training_short(run: Run, now_ms: int) -> Step:
@@ -324,6 +351,8 @@ def _cut_training_short(run: Run, now_ms: int) -> Step:
 
 def _again(run: Run, attempt: Attempt, reason: str, now_ms: int) -> Step:
     """The next attempt after one that failed, or what follows when there is none left."""
+    if attempt.kind is Kind.FOLD:  # it only was to save time
+        return _aggregate_shard(run, attempt.shard, now_ms) if run.phase is Phase.AGGREGATING else (run, ())
     if attempt.kind is Kind.DEPLOY:  # the platforms were tried often enough by whoever deployed
         return end(run, Phase.FAILED, f"the functions could not be deployed: {reason}", now_ms)
     failures = attempt.number + 1  # of a client all earlier ones failed, or there would be no further one
@@ -351,6 +380,11 @@ def _refused_attempt(attempt: Attempt, command: UpdatesRefused) -> Attempt:
     if attempt.key not in command.refused:
         return attempt
     return replace(attempt, status=AttemptStatus.FAILED, reason=command.refused[attempt.key])
+
+
+def _still_meant(run: Run, intents: tuple[Intent, ...]) -> tuple[Intent, ...]:
+    """Without the invocation of what was given up in the same breath."""
+    return tuple(one for one in intents if not isinstance(one, Invoke) or one.key in run.outbox)
 
 
 def _round_deadline_ms(run: Run) -> int:

@@ -37,6 +37,7 @@ def faults(spec: RunSpec) -> str:
             min(spec.round_timeout_ms, spec.retry_backoff_ms, spec.deploy_timeout_ms) < 0,
             "a time is negative",
         ),
+        (min(spec.early_updates_min, spec.early_bytes_min) < 0, "a size for adding up early is negative"),
         (not 0 <= spec.shards <= SHARDS_MAX, f"shards is {spec.shards}, must be 0 to {SHARDS_MAX}"),
         (
             spec.shards == 0 and min(spec.shard_bytes_max, spec.shard_updates_bytes_max) < 1,

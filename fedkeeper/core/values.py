@@ -44,6 +44,8 @@ class RunSpec:
     shards: int = 1  # aggregators of a round; 0: as many as the rule in `sharding` says
     shard_bytes_max: int = 0  # by the rule: of the weights, for one aggregator
     shard_updates_bytes_max: int = 0  # by the rule: of all updates of a round, read by one aggregator
+    early_updates_min: int = 0  # that are added up while others are waited for; 0: none
+    early_bytes_min: int = 0  # of those together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,16 @@ class Part:
     aggregate_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """The sums of a round's first updates, for one shard: what its aggregator goes on from."""
+
+    shard: int
+    key: str
+    ref: ObjectRef
+    updates: int  # how many
+
+
 class Phase(StrEnum):
     """Where a run stands."""
 
@@ -97,6 +109,7 @@ class Kind(StrEnum):
     TRAIN = "train"
     AGGREGATE = "aggregate"  # of the whole weights, or of the shards that are there
     SHARD = "shard"  # of one shard of the weights
+    FOLD = "fold"  # of a shard's first updates, while others are waited for
 
 
 class AttemptStatus(StrEnum):
@@ -131,6 +144,7 @@ class Attempt:
     activation_id: str = ""
     reason: str = ""  # why it failed
     shard: int = 0
+    updates: int = 0  # of a fold: how many, from the round's first on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +194,9 @@ class Run:
     urls: Mapping[str, str] = field(default_factory=dict)  # of clients on the invoker route, once deployed
     deployed: str = ""  # what the deployment did, for people: "13 created"
     parts: tuple[Part, ...] = ()  # of this round's new weights, as they came; empty where it has one shard
+    folds: tuple[Fold, ...] = ()  # of this round, the latest of each shard
+    settled: int = 0  # the first of those chosen of which nothing more is to come; counted if any are folded
+    ready: int = 0  # updates among them
 
     def __post_init__(self) -> None:
         if not isinstance(self.ended, Grown):  # it was read from a file, say

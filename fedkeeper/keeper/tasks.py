@@ -21,6 +21,7 @@ from fedkeeper.core.model import (
     Run,
     RunSpec,
     ShardStored,
+    UpdatesFolded,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -31,6 +32,7 @@ from fedkeeper.runtime.learned import learn
 from fedkeeper.runtime.wire import (
     AggregateResult,
     AggregateTask,
+    Begun,
     DataSpec,
     ForwardTask,
     InitResult,
@@ -90,7 +92,7 @@ class TaskBook:
                 raise TaskError(f"{attempt.key}: deploying is no invocation")
             case Kind.INIT:
                 return self._server(run, INIT_FUNCTION, self.init_task(run, attempt.key))
-            case Kind.AGGREGATE | Kind.SHARD:
+            case Kind.AGGREGATE | Kind.SHARD | Kind.FOLD:
                 return self._server(run, AGGREGATE_FUNCTION, self._aggregate_task(run, attempt))
             case Kind.TRAIN:
                 task = self.train_task(run, attempt.key, attempt.client)
@@ -151,7 +153,12 @@ class TaskBook:
     def _aggregate_task(self, run: Run, attempt: Attempt) -> AggregateTask:
         shards = sharding.count(run)
         joins = shards > 1 and attempt.kind is Kind.AGGREGATE
-        averaged = () if joins else ordered_updates(run)
+        updates = () if joins else ordered_updates(run)
+        fold = next((one for one in run.folds if one.shard == attempt.shard and not joins), None)
+        first = fold.updates if fold else 0
+        last = attempt.updates if attempt.kind is Kind.FOLD else len(updates)
+        rows = sum(update.samples for update in updates[:first])
+        begun = Begun(sums=_ref(fold.ref), samples=rows) if fold else None
         return AggregateTask(
             key=attempt.key,
             run=run.spec.run,
@@ -159,7 +166,7 @@ class TaskBook:
             base=_ref(_pointer(run)),
             updates=tuple(
                 UpdateRef(client=update.client, update=_ref(update.ref), samples=update.samples)
-                for update in averaged
+                for update in updates[first:last]
             ),
             model=self.model,
             data=self.data,
@@ -167,7 +174,9 @@ class TaskBook:
             shards=shards,
             shard=attempt.shard,
             parts=tuple(_ref(part.ref) for part in sharding.in_order(run)) if joins else (),
-            wire=2 if shards > 1 else 1,
+            folds=attempt.kind is Kind.FOLD,
+            begun=begun,
+            wire=2 if shards > 1 or fold or attempt.kind is Kind.FOLD else 1,
         )
 
     def _server(self, run: Run, function: str, task: InitTask | AggregateTask) -> Call:
@@ -215,7 +224,7 @@ def invoked_on(run: Run, attempt: Attempt) -> tuple[str, str]:
         return run.spec.server_cluster, ""
     if attempt.kind is Kind.INIT:
         return run.spec.server_cluster, INIT_FUNCTION
-    if attempt.kind in (Kind.AGGREGATE, Kind.SHARD):
+    if attempt.kind in (Kind.AGGREGATE, Kind.SHARD, Kind.FOLD):
         return run.spec.server_cluster, AGGREGATE_FUNCTION
     place = places(run.spec)[attempt.client]
     if place.route == "direct":
@@ -254,7 +263,7 @@ def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms:
                 epoch=epoch,
                 at_ms=at_ms,
             )
-        case Kind.AGGREGATE | Kind.SHARD:
+        case Kind.AGGREGATE | Kind.SHARD | Kind.FOLD:
             averaged = decode(AggregateResult, outcome.result)
             if averaged.weights is None:
                 return UpdatesRefused(
@@ -264,6 +273,15 @@ def _success(run: Run, attempt: Attempt, outcome: Outcome, *, epoch: int, at_ms:
                     at_ms=at_ms,
                 )
             updates = tuple(update.key for update in ordered_updates(run))
+            if attempt.kind is Kind.FOLD:
+                return UpdatesFolded(
+                    key=key,
+                    base=_pointer(run),
+                    ref=_object(averaged.weights),
+                    updates=updates[: attempt.updates],
+                    epoch=epoch,
+                    at_ms=at_ms,
+                )
             if attempt.kind is Kind.SHARD:
                 return ShardStored(
                     key=key,

@@ -59,12 +59,19 @@ SINCE: Final[Mapping[str, int]] = (
     | dict.fromkeys(
         (
             "ShardStored",
+            "UpdatesFolded",
             "RoundAggregated.parts",
             "RunSpec.shards",
             "RunSpec.shard_bytes_max",
             "RunSpec.shard_updates_bytes_max",
+            "RunSpec.early_updates_min",
+            "RunSpec.early_bytes_min",
             "Run.parts",
+            "Run.folds",
+            "Run.settled",
+            "Run.ready",
             "Attempt.shard",
+            "Attempt.updates",
         ),
         4,
     )

@@ -14,7 +14,7 @@ from fedkeeper.runtime.base import ObjectStore, StoredObject, Tensors
 from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.tensors import describe
 from fedkeeper.runtime.updates import check_shapes
-from fedkeeper.runtime.wire import AggregateTask, Ref, Refused, UpdateRef, weights_name
+from fedkeeper.runtime.wire import AggregateTask, Begun, Ref, Refused, UpdateRef, weights_name
 
 BLOCKS_AHEAD = 8  # fetched while one is being added; the store's blocks have 1 MiB at most
 
@@ -35,6 +35,7 @@ def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
     """Average the updates in the order of the task, block by block, and store the weights.
 
     Of a task for one shard, only its bytes are read and stored. With `parts`, the shards are put together.
+    A task may be for the sums of a round's first updates, and another go on from them.
     The weights have the same bytes however many shards there are. Memory: 8 bytes for each number of the
     shard, and some blocks.
 
@@ -45,7 +46,7 @@ def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
     layout = base.layout
     if task.parts:
         return _join(task, store, base)
-    if not task.updates:
+    if not task.updates and task.begun is None:
         raise TaskError(f"round {task.round} of {task.run!r}: no updates to average")
     if not 0 <= task.shard < task.shards:
         raise TaskError(
@@ -53,8 +54,12 @@ def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
         )
     begin, end = layout.shard(task.shard, task.shards)
     average = Average(layout, begin, end)
+    if task.begun is not None and (lost := _resume(task.begun, store, average)):
+        return Aggregated(ref=None, refused=(lost,))
     if refused := _fold(task, store, layout, average, begin, end):
         return Aggregated(ref=None, refused=refused)
+    if task.folds:
+        return Aggregated(ref=store.put_bytes(task.key, [], average.sums, run=task.run, round_no=task.round))
     average.finish()
     if task.shards > 1:
         return Aggregated(
@@ -67,6 +72,16 @@ def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
         yield from average.pieces()
 
     return Aggregated(ref=_put(task, store, header, pieces), weights=average.tensors())
+
+
+def _resume(begun: Begun, store: ObjectStore, average: Average) -> Refused | None:
+    """Go on from sums; what is wrong with them."""
+    try:
+        stored = store.open(begun.sums.name, sha256=begun.sums.sha256)
+        average.resume(stored.read(0, begun.sums.nbytes), begun.samples)
+    except (ObjectMissing, ObjectDamaged, ValueError) as exc:
+        return Refused(key=begun.sums.name, reason=str(exc))
+    return None
 
 
 def _fold(
@@ -86,7 +101,7 @@ def _fold(
     if not _each(task, store, layout, (begin, end), add) and average.finite():
         return ()
     refused = _each(task, store, layout, (begin, end), check)
-    if not refused:
+    if not refused:  # nor were the sums that it began with, or they would not have been stored
         raise TaskError(f"{task.key}: the updates are finite, but their sum is not")
     return tuple(
         Refused(key=task.updates[number].update.name, reason=reason)

@@ -78,6 +78,28 @@ class Average:
         """An update has been added from begin to end."""
         self._samples += samples
 
+    def resume(self, pieces: Iterator[bytes], samples: int) -> None:
+        """Begin with what `sums` gave, of updates trained on `samples` rows. ValueError for other bytes."""
+        room = [run.sums.view(np.uint8) for run in self._runs]
+        for piece in pieces:
+            given = np.frombuffer(piece, np.uint8)
+            while len(given):
+                if not room:
+                    raise ValueError("more sums than numbers")
+                taken = min(len(given), len(room[0]))
+                room[0][:taken] = given[:taken]
+                given, room[0] = given[taken:], room[0][taken:]
+                if not len(room[0]):
+                    room.pop(0)
+        if room:
+            raise ValueError("fewer sums than numbers")
+        self._samples = samples
+
+    def sums(self) -> Iterator[bytes]:
+        """The bytes of the sums so far, in order."""
+        for run in self._runs:
+            yield from _pieces(run.sums.view(np.uint8))
+
     def finite(self) -> bool:
         """Whether all sums are: a NaN or an infinity in an update stays in its sum, whatever is added."""
         return all(
@@ -101,9 +123,7 @@ class Average:
     def pieces(self) -> Iterator[bytes]:
         """The bytes of the finished part, in order."""
         for run in self._runs:
-            means = run.sums.view(np.uint8)[: run.end - run.begin]
-            for begin in range(0, len(means), _PIECE_BYTES):
-                yield means[begin : begin + _PIECE_BYTES].tobytes()
+            yield from _pieces(run.sums.view(np.uint8)[: run.end - run.begin])
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """The finished tensors, if the part is the whole; they share the average's memory."""
@@ -125,6 +145,11 @@ class Average:
                 width = run.dtype.itemsize
                 values = np.frombuffer(block, run.dtype, (last - first) // width, first - position)
                 yield run, (first - run.begin) // width, values
+
+
+def _pieces(data: NDArray[np.uint8]) -> Iterator[bytes]:
+    for begin in range(0, len(data), _PIECE_BYTES):
+        yield data[begin : begin + _PIECE_BYTES].tobytes()
 
 
 def _as(mean: NDArray[np.float64], kind: np.dtype[np.generic]) -> NDArray[np.generic]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final
 
@@ -104,7 +105,7 @@ class MongoObject:
         self._objects = objects
         self._blobs = blobs
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Where its tensors are. ObjectDamaged if such tensors cannot be averaged."""
         return Layout.of(self.manifest["tensors"], self.nbytes)

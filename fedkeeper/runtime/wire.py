@@ -140,6 +140,14 @@ class UpdateRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What the first updates of a round come to: float64 sums of one shard, as raw bytes."""
+
+    sums: Ref
+    samples: int  # rows behind those updates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateTask:
     """Average `updates`, in the order given, into the weights of `round`; evaluate them.
 
@@ -157,6 +165,8 @@ class AggregateTask:
     shards: int = 1  # into how many the weights are cut; if more than 1, version 2
     shard: int = 0  # the one to aggregate, and to store under `key`; nothing is evaluated
     parts: tuple[Ref, ...] = ()  # instead: all shards, to be put together and evaluated
+    folds: bool = False  # instead: the sums of the updates, to go on from; if so, version 2
+    begun: Begun | None = None  # the sums to go on from; if any, version 2
     wire: int = 1
 
 
@@ -192,7 +202,7 @@ class Refused:
 class AggregateResult:
     """Answer to AggregateTask. With `refused`, nothing was averaged and `weights` is None.
 
-    For a shard, `weights` points at it, and there is no loss nor accuracy.
+    For a shard, and for sums, `weights` points at it, and there is no loss nor accuracy.
     """
 
     weights: Ref | None

@@ -71,6 +71,8 @@ def submission(experiment: Experiment, run: str) -> Submission:
         shards=learning.aggregation.shards,
         shard_bytes_max=learning.aggregation.shard_bytes_max,
         shard_updates_bytes_max=learning.aggregation.shard_updates_bytes_max,
+        early_updates_min=learning.aggregation.early_updates_min,
+        early_bytes_min=learning.aggregation.early_bytes_min,
     )
     return Submission(spec=spec, config=config, fingerprint=fingerprint)
 

@@ -1,6 +1,7 @@
 """fl_server_aggregator: average the clients' updates into the next weights and evaluate them.
 
-Or one shard of it, which is not evaluated, or put all shards together: see runtime.wire.AggregateTask.
+Or one shard of it, or the sums of the first updates, which are not evaluated; or put all shards together: see
+runtime.wire.AggregateTask.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def run(task: AggregateTask, store: ObjectStore) -> AggregateResult:
     done = aggregate(task, store)
     averaged = perf_counter()
     loss = accuracy = None
-    if done.ref is not None and (task.parts or task.shards == 1):
+    whole = bool(task.parts) or (task.shards == 1 and not task.folds)
+    if done.ref is not None and whole:
         weights = done.weights or store.get(done.ref.name, sha256=done.ref.sha256)
         rows = testing_rows(task.data, tuple(task.model.input_shape))
         loss, accuracy = evaluate(task.model, weights, rows)

@@ -32,6 +32,7 @@ from fedkeeper.core.model import (
     State,
     SubmitRun,
     Tick,
+    UpdatesFolded,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -73,6 +74,8 @@ def _specs(
         shards=st.sampled_from((1, 1, 1, 1, 1, 2, 0)),
         shard_bytes_max=st.sampled_from((FAR // 2, FAR)),  # of weights of up to FAR bytes
         shard_updates_bytes_max=st.sampled_from((FAR // 2, FAR)),
+        early_updates_min=st.sampled_from((0, 0, 1)),
+        early_bytes_min=st.sampled_from((0, 1)),
     )
 
 
@@ -129,6 +132,10 @@ def _agreeing(command: Command, run: Run) -> Command:
             updates = tuple(update.key for update in records.ordered_updates(run))
             parts = tuple(part.key for part in sharding.in_order(run))
             return replace(command, base=run.weights, updates=updates, parts=parts)
+        case UpdatesFolded() if run.weights is not None:
+            updates = tuple(update.key for update in records.ordered_updates(run))
+            last = run.outbox[command.key].updates
+            return replace(command, base=run.weights, updates=updates[:last])
         case ShardStored() if run.weights is not None:
             updates = tuple(update.key for update in records.ordered_updates(run))
             return replace(command, base=run.weights, updates=updates)
@@ -145,6 +152,7 @@ _answers = st.fixed_dictionaries(
         Kind.TRAIN: values(UpdateStored),
         Kind.AGGREGATE: values(RoundAggregated),
         Kind.SHARD: values(ShardStored),
+        Kind.FOLD: values(UpdatesFolded),
     }
 )
 _usually = st.sampled_from((True,) * 9 + (False,))

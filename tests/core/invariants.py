@@ -28,6 +28,7 @@ from fedkeeper.core.model import (
     RunEnded,
     ShardStored,
     State,
+    UpdatesFolded,
 )
 from fedkeeper.core.selection import choose_clients
 from fedkeeper.core.sharding import count
@@ -63,6 +64,11 @@ def check_step(before: State, command: Command, applied: Applied) -> None:
             assert attempt.status is AttemptStatus.SENDING
             earlier = before.runs[intent.run].outbox.get(intent.key) if intent.run in before.runs else None
             assert earlier is None or earlier.status is AttemptStatus.PENDING, "invoked twice"
+    if isinstance(command, UpdatesFolded) and not applied.rejected:
+        run = before.runs[command.key.partition("/")[0]]
+        first = [run.updates[client].key for client in run.chosen if client in run.updates]
+        assert command.base == run.weights
+        assert list(command.updates) == first[: len(command.updates)], "others than the first were added up"
     if isinstance(command, RoundAggregated | ShardStored) and not applied.rejected:
         run = before.runs[command.key.partition("/")[0]]
         assert command.base == run.weights, "weights made from others than the run's were committed"
@@ -151,6 +157,7 @@ def check_state(state: State) -> None:
         assert run.spec.run == name
         _check_run(run)
         _check_parts(run)
+        _check_folds(run)
         _check_outbox(run)
         _check_history(run)
 
@@ -194,11 +201,30 @@ def _check_parts(run: Run) -> None:
         attempt = by_key[part.key]
         assert attempt.status is AttemptStatus.OK
         assert (attempt.kind, attempt.shard, attempt.round) == (Kind.SHARD, part.shard, run.round)
-    awaited = {one.shard for one in run.outbox.values() if one.kind is Kind.SHARD}
+    awaited = {one.shard for one in run.outbox.values() if one.kind in (Kind.SHARD, Kind.FOLD)}
     assert not awaited & set(shards)
     if run.phase is Phase.AGGREGATING and count(run) > 1:
         assert run.outbox.keys(), "nobody is waited for"
         assert awaited | set(shards) == set(range(count(run)))
+
+
+def _check_folds(run: Run) -> None:
+    """The early sums are of the first updates: nothing that comes later may come before one of them."""
+    folded = [fold.shard for fold in run.folds]
+    assert len(set(folded)) == len(folded)
+    assert set(folded) <= set(range(count(run)))
+    if run.phase in ENDED:
+        return
+    order = [client for client in run.chosen if client in run.updates]
+    waiting = [fold.updates for fold in run.folds]
+    waiting += [one.updates for one in run.outbox.values() if one.kind is Kind.FOLD]
+    for updates in waiting:
+        assert 0 < updates <= len(order)
+        behind = run.chosen.index(order[updates - 1])
+        assert all(one in run.updates or one in run.gave_up for one in run.chosen[:behind]), "not the first"
+    busy = {one.shard for one in run.outbox.values() if one.kind is Kind.FOLD}
+    finishing = {one.shard for one in run.outbox.values() if one.kind in (Kind.SHARD, Kind.AGGREGATE)}
+    assert not busy & finishing, "it is aggregated, and still added up"
 
 
 def _check_outbox(run: Run) -> None:
@@ -208,8 +234,10 @@ def _check_outbox(run: Run) -> None:
     expected = {
         Phase.DEPLOYING: {Kind.DEPLOY},
         Phase.INITIALISING: {Kind.INIT},
-        Phase.TRAINING: {Kind.TRAIN},
-        Phase.AGGREGATING: {Kind.SHARD if len(run.parts) < count(run) > 1 else Kind.AGGREGATE},
+        Phase.TRAINING: {Kind.TRAIN, Kind.FOLD},
+        Phase.AGGREGATING: {Kind.SHARD, Kind.FOLD}
+        if len(run.parts) < count(run) > 1
+        else {Kind.AGGREGATE} | ({Kind.FOLD} if count(run) == 1 else set()),
     }
     assert kinds <= expected.get(run.phase, set())
     for key, attempt in run.outbox.items():

@@ -50,6 +50,7 @@ from fedkeeper.core.model import (
     StopRun,
     SubmitRun,
     Tick,
+    UpdatesFolded,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -139,6 +140,7 @@ class Conversation:
                 at_ms=at_ms,
             ),
             "aggregated": lambda: _aggregated(name, run, options, epoch, at_ms),
+            "folded": lambda: _folded(name, run, options, epoch, at_ms),
             "sharded": lambda: _sharded(name, run, options, epoch, at_ms),
             "refused": lambda: UpdatesRefused(
                 key=name, refused=dict.fromkeys(arguments[1:], "NaN"), epoch=epoch, at_ms=at_ms
@@ -171,6 +173,19 @@ def _base(run: Run | None, options: Options) -> ObjectRef:
 
 def _keys(options: Options, name: str, counted: list[str]) -> tuple[str, ...]:
     return tuple(options[name].split(",") if name in options else counted)
+
+
+def _folded(key: str, run: Run | None, options: Options, epoch: int, at_ms: int) -> Command:
+    counted = [update.key for update in records.ordered_updates(run)] if run else []
+    last = run.outbox[key].updates if run and key in run.outbox else 0
+    return UpdatesFolded(
+        key=key,
+        base=_base(run, options),
+        ref=_ref(key),
+        updates=_keys(options, "updates", counted[:last]),
+        epoch=epoch,
+        at_ms=at_ms,
+    )
 
 
 def _sharded(key: str, run: Run | None, options: Options, epoch: int, at_ms: int) -> Command:

@@ -231,6 +231,7 @@ import time
 
 import real_function
 
+from fedkeeper.errors import ObjectMissing
 from fedkeeper.runtime.environment import store_address
 from fedkeeper.runtime.store import open_store
 from fedkeeper.runtime.wire import Outcome, TrainResult, TrainTask, decode, encode
@@ -249,7 +250,19 @@ def main(arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "nan":
         return nan(arguments)
+    if fault.startswith("after "):
+        wait_for(arguments["run"] + "/" + fault.removeprefix("after "))
     return real_function.main(arguments)
+
+
+def wait_for(name):
+    """Until there is such an object in the store, for a minute at most."""
+    store = open_store(store_address())
+    for _ in range(600):
+        try:
+            return store.open(name)
+        except ObjectMissing:
+            time.sleep(0.1)
 
 
 def nan(arguments):

@@ -139,6 +139,27 @@ def test_shards_make_the_same_weights_though_an_aggregator_dies(lab: Lab, tmp_pa
     assert [row["failures"] for row in lab.rows("sharded-1", "rounds")] == ["1", "1", "0"]
 
 
+def test_what_is_added_up_early_makes_the_same_weights(lab: Lab, tmp_path: Path, calm: str):
+    """client_1 trains only when client_0's update is in the sums of both shards: the bits are the same."""
+    source = faulty("fl_client", tmp_path / "faulty", {"r1/client_1/a0": "after r1/aggregate/s1/fold/a0"})
+    lab.write(
+        "early",
+        learning={
+            "aggregation": {"shards": 2, "early_updates_min": 1, "early_bytes_min": 0},
+            "functions": {"fl_client": {"openwhisk": {"func_path": str(source)}}},
+            "stopping": {"rounds_max": 3},
+        },
+    )
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+    assert lab.weights_hash("early-1") == calm
+    statuses = {
+        row["key"].removeprefix("early-1/"): row["status"] for row in lab.rows("early-1", "activations")
+    }
+    assert statuses["r1/aggregate/s0/fold/a0"] == statuses["r1/aggregate/s1/fold/a0"] == "ok"
+    assert set(statuses.values()) == {"ok"}
+
+
 def test_a_fabric_that_dies_in_mid_round_comes_back(lab: Lab, shared: Path, calm: str):
     """Its functions are still there; what ran in it is invoked again, and the weights are the same."""
     lab.write("shocked", learning={"stopping": {"rounds_max": 3}})

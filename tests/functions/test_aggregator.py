@@ -6,10 +6,21 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedkeeper.errors import ObjectDamaged, TaskError
+from fedkeeper.runtime.aggregation import aggregate
 from fedkeeper.runtime.memory import MemoryObjects
-from fedkeeper.runtime.wire import AggregateResult, AggregateTask, DataSpec, Ref, UpdateRef, weights_name
+from fedkeeper.runtime.wire import (
+    AggregateResult,
+    AggregateTask,
+    Begun,
+    DataSpec,
+    Ref,
+    UpdateRef,
+    weights_name,
+)
 from tests.functions.experiment import BYTES_MAX, CLIENTS, RUN, aggregate_task, train_task
 
 
@@ -213,6 +224,70 @@ def test_shards_of_another_model_are_not_put_together(
     _, join = sharded(aggregator, task, store, 3)
     with pytest.raises(TaskError, match="shards do not have"):
         aggregator.run(replace(join, parts=join.parts[:2]), store)
+
+
+def folded(
+    aggregator: ModuleType, task: AggregateTask, store: MemoryObjects, cuts: list[int], number: int = 0
+) -> AggregateTask:
+    """The task for what is left, after the updates up to each of `cuts` have been added up."""
+    done, begun = 0, task.begun
+    for fold, cut in enumerate(cuts):
+        key = f"{task.key.rpartition('/')[0]}/fold/a{number + fold}"
+        part = replace(task, key=key, updates=task.updates[done:cut], begun=begun, folds=True)
+        result = aggregator.run(part, store)
+        assert (result.refused, result.loss, result.accuracy) == ((), None, None)
+        begun = Begun(sums=result.weights, samples=sum(one.samples for one in task.updates[:cut]))
+        done = cut
+    return replace(task, updates=task.updates[done:], begun=begun)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 5), unique=True).map(sorted), st.integers(1, 4))
+def test_what_is_added_up_early_changes_no_bit(
+    aggregator: ModuleType, data: DataSpec, cuts: list[int], shards: int
+) -> None:
+    """However many updates had come when, and however many shards there are."""
+    store = MemoryObjects()
+    chance = np.random.default_rng(1)
+    model = {"w": chance.normal(size=301).astype(np.float32), "n": np.array([7], np.int64)}
+    base = store.put(f"{RUN}/w0", model, run=RUN, round_no=0)
+    updates = tuple(hand_in(store, base, f"c{n}", 10 + n, seed=n) for n in range(5))
+    whole = aggregate(aggregate_task(data, base, updates), store).ref
+    parts = []
+    for shard in range(shards):
+        task = aggregate_task(data, base, updates, shard=shard, shards=shards)
+        parts.append(aggregate(folded(aggregator, task, store, cuts), store).ref)
+    if shards > 1:
+        join = replace(aggregate_task(data, base, (), shards=shards), parts=tuple(parts))
+        parts = [aggregate(join, store).ref]
+    assert parts == [whole]
+
+
+def test_sums_that_are_lost_or_damaged_are_named(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """So that the shard is made without them."""
+    updates = tuple(hand_in(store, initial, name, 5, seed=n) for n, name in enumerate(CLIENTS))
+    task = folded(aggregator, aggregate_task(data, initial, updates), store, [2])
+    held = store.shelf.objects[task.begun.sums.name]
+    short = store.put_bytes("short", [], lambda: iter([bytes(8)]), run=RUN, round_no=1)
+    cut_off = replace(task, begun=replace(task.begun, sums=short))
+    assert [one.key for one in aggregator.run(cut_off, store).refused] == ["short"]
+    held.data = bytes(len(held.data))
+    assert [one.key for one in aggregator.run(task, store).refused] == [task.begun.sums.name]
+    del store.shelf.objects[task.begun.sums.name]
+    assert [one.key for one in aggregator.run(task, store).refused] == [task.begun.sums.name]
+    assert weights_name(RUN, 1) not in store.shelf.objects
+
+
+def test_a_fold_names_the_updates_that_it_refuses_and_stores_nothing(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """As the aggregation itself would."""
+    bad = hand_in(store, initial, "nan", 5, **{"01:dense1/bias": np.full(16, np.nan, np.float32)})
+    task = replace(aggregate_task(data, initial, (bad,)), folds=True, key=f"{RUN}/r1/aggregate/s0/fold/a0")
+    assert [one.key for one in aggregator.run(task, store).refused] == [bad.update.name]
+    assert task.key not in store.shelf.objects
 
 
 def test_an_aggregator_needs_memory_for_twice_its_shard(

@@ -289,3 +289,47 @@ async def test_a_damaged_shard_is_made_again_before_the_weights_are_put_together
     assert run.phase is Phase.FINISHED
     made = [key for key in world.platform.worked if "/aggregate/" in key]
     assert made[2:] == [shard_key("join"), shard_key("s0", 1), shard_key("join", 1)]
+
+
+async def test_the_first_updates_are_added_up_while_others_are_awaited(world: World):
+    """The aggregator is told the sums and the rest; the order is the clients', not that of their arrival."""
+    tasks, held = {}, asyncio.Event()
+    invoke, work = world.platform.invoke, world.platform._work
+
+    async def noted(function, payload, *, key, timeout_s):
+        tasks[key] = payload
+        if key == "exp-1/r1/client_3/a0":
+            await held.wait()
+        return await invoke(function, payload, key=key, timeout_s=timeout_s)
+
+    world.platform.invoke = noted
+    await world.submit(spec(clients=4, rounds_max=1, early_updates_min=2))
+    keeper = world.start()
+    fold = shard_key("s0/fold")
+    await world.until(lambda: any(one.updates == 3 for one in world.run_of().folds))
+    assert world.run_of().phase is Phase.TRAINING
+    held.set()
+    run = await world.finish(keeper=keeper)
+    assert run.phase is Phase.FINISHED
+    assert work is not None
+    folds = [key for key in world.platform.worked if "/fold/" in key]
+    told = [one["client"] for key in folds for one in tasks[key]["updates"]]
+    assert folds[0] == fold
+    assert told == ["client_0", "client_1", "client_2"]
+    last = tasks[shard_key("s0")]
+    assert [one["client"] for one in last["updates"]] == ["client_3"]
+    assert last["begun"] == {"sums": {"name": folds[-1], "sha256": "0" * 64, "nbytes": 8}, "samples": 30}
+    assert (last["wire"], last["folds"], tasks[fold]["folds"]) == (2, False, True)
+    assert len(run.history[0].updates) == 4
+
+
+async def test_a_fold_that_hangs_is_done_without(world: World):
+    """The shard waits for it until its time is up, and then adds everything itself."""
+    world.platform.behave[shard_key("s0/fold")] = lambda _: None
+    world.platform.delay_s = 0.05
+    await world.submit(
+        spec(clients=4, rounds_max=1, early_updates_min=1, server_timeout_ms=400, attempts_max=1)
+    )
+    run = await world.finish()
+    assert run.phase is Phase.FINISHED
+    assert len(run.history[0].updates) == 4

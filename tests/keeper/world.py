@@ -175,7 +175,7 @@ def _result(function: str, payload: dict[str, Any]) -> InitResult | TrainResult 
         )
     if function == "fl_server_aggregator":
         task = decode(AggregateTask, payload)
-        if task.shards > 1 and not task.parts:
+        if task.folds or (task.shards > 1 and not task.parts):
             return AggregateResult(
                 weights=ref(task.key), loss=None, accuracy=None, refused=(), seconds={"aggregate": 0.1}
             )

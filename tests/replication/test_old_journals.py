@@ -86,7 +86,7 @@ def _eventful() -> Simulation:
     def worth(sim: Simulation) -> tuple[int, int]:
         kinds = {json.loads(line)["kind"] for line in sim.lines}
         finished = any(run.phase is Phase.FINISHED for run in sim.state.runs.values())
-        return (finished * len(kinds) + len(sim.rejected), len(sim.lines))
+        return (10 * finished * len(kinds) + len(sim.rejected), len(sim.lines))
 
     return max(sims, key=worth)
 

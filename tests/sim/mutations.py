@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedkeeper.core import kv, machine, rounds
+from fedkeeper.core import folding, kv, machine, rounds
 from fedkeeper.core.model import AttemptStatus, Kind, Run
 from fedkeeper.keeper.lease import Lease
 
@@ -76,6 +76,15 @@ def _no_compare_and_set(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kv, "_problem", careless)
 
 
+def _late_update_in_early_sums(patch: pytest.MonkeyPatch) -> None:
+    """Updates of clients behind one that is still awaited are added up as if they were the first."""
+
+    def settle(run: Run) -> Run:
+        return replace(run, settled=len(run.chosen), ready=len(run.updates))
+
+    patch.setattr(folding, "_settle", settle)
+
+
 MUTATIONS: Mapping[str, Patch] = {
     "no epoch check": _no_epoch_check,
     "no key check": _no_key_check,
@@ -83,6 +92,7 @@ MUTATIONS: Mapping[str, Patch] = {
     "lease ignored": _lease_ignored,
     "no check of what was averaged": _no_base_check,
     "double commit of a round": _double_commit,
+    "early sums of later updates": _late_update_in_early_sums,
     "no de-duplication of requests": _no_deduplication,
     "no compare-and-set": _no_compare_and_set,
 }

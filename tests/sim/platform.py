@@ -18,6 +18,7 @@ from fedkeeper.core.model import (
     RoundAggregated,
     Run,
     ShardStored,
+    UpdatesFolded,
     UpdatesRefused,
     UpdateStored,
     WeightsInitialised,
@@ -95,7 +96,7 @@ class Platform:
                 return lambda epoch, at_ms: UpdateStored(
                     key=key, ref=ref(key), samples=samples, loss=loss, accuracy=loss, epoch=epoch, at_ms=at_ms
                 )
-            case Kind.AGGREGATE | Kind.SHARD:
+            case Kind.AGGREGATE | Kind.SHARD | Kind.FOLD:
                 return self._aggregating(run, key)
 
     def _aggregating(self, run: Run, key: str) -> Answer:
@@ -103,11 +104,14 @@ class Platform:
         keys = tuple(update.key for update in records.ordered_updates(run))
         parts = tuple(part.key for part in sharding.in_order(run))
         if self._bad():
-            suspects = parts if parts and self._world.happens(0.5) else keys
+            folds = tuple(fold.key for fold in run.folds)
+            suspects = self._world.chance.choice([one for one in (keys, parts, folds) if one] or [keys])
             bad = {one: "NaN" for one in suspects if self._world.happens(0.5)}
             return lambda epoch, at_ms: UpdatesRefused(key=key, refused=bad, epoch=epoch, at_ms=at_ms)
         if run.outbox[key].kind is Kind.SHARD:
             return self._sharding(run, key, keys)
+        if run.outbox[key].kind is Kind.FOLD:
+            return self._folding(run, key, keys)
         accuracy = self._world.chance.choice((None, self._world.chance.random()))
         done = RoundAggregated(
             key=key,
@@ -124,6 +128,15 @@ class Platform:
         )
         if self._bad():
             others = ({"base": ref("other")}, {"updates": keys[1:]}, {"parts": (*parts[1:], "other")})
+            done = replace(done, **self._world.chance.choice(others))
+        return lambda epoch, at_ms: replace(done, epoch=epoch, at_ms=at_ms)
+
+    def _folding(self, run: Run, key: str, keys: tuple[str, ...]) -> Answer:
+        assert run.weights is not None
+        first = keys[: run.outbox[key].updates]
+        done = UpdatesFolded(key=key, base=run.weights, ref=ref(key), updates=first, epoch=0, at_ms=0)
+        if self._bad():
+            others = ({"base": ref("other")}, {"updates": first[1:]}, {"updates": (*first[::-1], "x")})
             done = replace(done, **self._world.chance.choice(others))
         return lambda epoch, at_ms: replace(done, epoch=epoch, at_ms=at_ms)
 

@@ -297,4 +297,6 @@ class Simulation(World):
             shards=self.chance.choice((0, 1, 1, 2, 3)),
             shard_bytes_max=self.chance.choice((1, 4, 1_000)),
             shard_updates_bytes_max=10,
+            early_updates_min=self.chance.choice((0, 1, 2)),
+            early_bytes_min=self.chance.choice((0, 10)),
         )

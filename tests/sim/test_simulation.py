@@ -36,6 +36,7 @@ def test_the_seeds_reach_what_they_are_for():
     kinds = (
         "UpdateStored",
         "InvocationSent",
+        "UpdatesFolded",
         "ShardStored",
         "RoundAggregated",
         "FunctionsDeployed",
