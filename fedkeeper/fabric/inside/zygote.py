@@ -14,6 +14,7 @@ they had for themselves, in the folder WORKERS and in CGROUPS, bears its mark, a
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.util
@@ -48,11 +49,12 @@ def _sibling(name: str) -> ModuleType:
 containment = _sibling("containment")
 processes = _sibling("processes")
 frames = _sibling("frames")
+serving = _sibling("serving")
 RUNTIMES = {
-    "openwhisk": _sibling("openwhisk"),
-    "google": _sibling("google"),
-    "openfaas": _sibling("openfaas"),
-    "nodejs": _sibling("node"),
+    "openwhisk": _sibling("openwhisk").serve,
+    "google": functools.partial(serving.serve, _sibling("google")),
+    "openfaas": functools.partial(serving.serve, _sibling("openfaas")),
+    "nodejs": _sibling("node").serve,
 }
 
 
@@ -152,7 +154,7 @@ def _become_worker(zygote: int, data_kb: int, control: socket.socket, fds: list[
         containment.separate(zygote, fds[1], fds[2])
         order, _ = frames.receive(channel)
         containment.enter(order, data_kb)
-        RUNTIMES[order["flavour"]].serve(channel, order, frames)
+        RUNTIMES[order["flavour"]](channel, order, frames)
     except frames.Closed:
         os._exit(0)  # a spare that was not needed
     except BaseException:  # noqa: BLE001 - nothing may get past here, see above
