@@ -39,10 +39,13 @@ class Packages:
     def wanted(self, target: Target) -> Wanted:
         """The package of `target`. ConfigError if its function has no source for that platform."""
         source_name = self._source_of(target.function)
-        platform = self.experiment.cluster(target.cluster).platform
+        cluster = self.experiment.cluster(target.cluster)
+        platform = cluster.platform
         settings = self.experiment.function(self.scenario, source_name, platform)
         source = self.experiment.source(self.scenario, source_name, platform)
-        archive = self._archive(source, platform, requirements=settings.requirements, node=settings.node)
+        # Embedded platforms install nothing; they see by it what to import ahead, in an image's place too.
+        requirements = settings.requirements or cluster.embedded
+        archive = self._archive(source, platform, requirements=requirements, node=settings.node)
         package = Package(
             function=target.function,
             source=source_name,

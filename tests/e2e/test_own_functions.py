@@ -92,3 +92,18 @@ def test_the_ancestors_nodeinfo_runs(lab: Lab):
     assert "CPU count: " in asked.stdout
     removed = lab.run("-o", "ow", "-s", "test", "-f", "nodeinfo", "-r", program="deploy.py")
     assert removed.returncode == 0, removed.stdout
+
+
+def test_clients_in_an_image_learn_what_others_learn(lab: Lab, calm: str):
+    """Where a kind stands in for the image of their cluster: the same config is tried out on one machine."""
+    lab.write(
+        "standing-in",
+        embedded={"data_dir": str(lab.folder / "own"), "images": {"lab/tensorflow:2": "python:default"}},
+        learning={
+            "functions": {"fl_client": {"openwhisk": {"docker_image": "lab/tensorflow:2"}}},
+            "stopping": {"rounds_max": 3},
+        },
+    )
+    done = lab.run("-s")
+    assert done.returncode == 0, done.stdout
+    assert lab.weights_hash("standing-in-1") == calm

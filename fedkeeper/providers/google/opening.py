@@ -45,6 +45,7 @@ async def open_cluster(opening: Opening) -> AsyncIterator[tuple[Provider, Client
         connect_timeout_s=opening.connect_timeout_s,
         request_timeout_s=opening.request_timeout_s,
         deploy_timeout_s=opening.deploy_timeout_s,
+        busy_wait_s=opening.busy_wait_s,
         # the embedded fabric has no quotas
         reads_per_minute=0 if cluster.embedded else cluster.reads_per_minute,
         writes_per_minute=0 if cluster.embedded else cluster.writes_per_minute,

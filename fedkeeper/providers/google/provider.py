@@ -104,6 +104,7 @@ class Google:
         deploy_timeout_s: float = 900.0,
         reads_per_minute: int = READS_PER_MINUTE,
         writes_per_minute: int = WRITES_PER_MINUTE,
+        busy_wait_s: float = 1.0,
         clock: Clock | None = None,
     ) -> AsyncIterator[Self]:
         """A provider for `project` and `region`, closed at the end.
@@ -122,6 +123,7 @@ class Google:
             deploy_timeout_s: for an upload, and for a build or a deletion.
             reads_per_minute: requests to the API that only ask (the platform's quota; 0: any number).
             writes_per_minute: those that deploy or remove.
+            busy_wait_s: when to come back where as many calls as allowed are in flight.
             clock: tells activations' times, tokens' ages and the minutes of the quotas.
 
         Raises:
@@ -140,6 +142,7 @@ class Google:
             session,
             in_flight_max=calls_in_flight_max,
             connect_timeout_s=connect_timeout_s,
+            busy_wait_s=busy_wait_s,
             clock=clock,
         )
         client = tokens = None
