@@ -143,7 +143,7 @@ def _node_files(source: Path, platform: str) -> Iterator[tuple[str, Path]]:
             hint="leave `runtime` out where the function is Python",
         )
     if source.is_file() and source.suffix == ".js":
-        if not _EXPORTS.search(source.read_text(encoding="utf-8", errors="replace")):
+        if not _EXPORTS.search(_read(source).decode(errors="replace")):
             raise ConfigError(
                 f"function {source}: exports nothing, and a package's entry point must be exported",
                 hint="end it with: exports.main = main;",
@@ -208,9 +208,12 @@ def _zip(files: Mapping[str, Path]) -> bytes:
             entry.create_system = 3  # Unix, on every system
             entry.external_attr = _FILE_MODE
             entry.compress_type = zipfile.ZIP_DEFLATED
-            try:
-                data = files[name].read_bytes()
-            except OSError as exc:
-                raise ConfigError(f"file to package: {files[name]}: {exc.strerror or exc}") from exc
-            archive.writestr(entry, data)
+            archive.writestr(entry, _read(files[name]))
     return buffer.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"file to package: {path}: {exc.strerror or exc}") from exc

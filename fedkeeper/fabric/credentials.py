@@ -27,6 +27,9 @@ T = TypeVar("T")
 _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 
 
+_PER_USER: Final = {"namespaces", "projects", "port", "linger_s"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the fabric offers, and its bounds."""
@@ -44,6 +47,10 @@ class Settings:
     images: dict[str, str] = field(default_factory=dict)  # OpenWhisk image -> kind that stands in for it
     idle_s: float = 600.0  # a warm worker ends after so long without work
     linger_s: float = 60.0  # the fabric ends after so long without users and work
+
+    def fixed(self) -> dict[str, Any]:
+        """What stays as it is while the fabric runs, as JSON; each user asks anew for the rest."""
+        return {key: value for key, value in asdict(self).items() if key not in _PER_USER}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

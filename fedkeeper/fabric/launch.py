@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import structlog
 from pydantic import SecretStr
 
 from fedkeeper import service
@@ -19,6 +20,7 @@ from fedkeeper.fabric.front import SERVICE
 
 _NAME: Final = "fabric"  # as in serve.py, which is not imported: it brings the whole server along
 _CALL_TIMEOUT_S: Final = 10.0
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ async def open_fabric(
 
     `port` 0: the port of the last time, if it is free. `connections_max` 0: `queue_max` + 1024.
     `workers_busy_max` 0: processors + 2. `images`: OpenWhisk image -> kind that stands in for it. Of a fabric
-    that runs already, all but the names stays as it was.
+    that runs already, all but the names stays as it was, and what differs is logged.
 
     Raises:
         PortTaken: `port` is in use by another program.
@@ -118,6 +120,8 @@ async def open_fabric(
         except BaseException:
             await running.close()
             raise
+    if not running.started:
+        _warn_if_others(running.info, settings, folder)
     address = FabricAddress(
         url=str(running.info["url"]),
         openwhisk_auth={name: SecretStr(credentials.openwhisk[name]) for name in namespaces},
@@ -125,6 +129,18 @@ async def open_fabric(
         openfaas_password=SecretStr(credentials.openfaas),
     )
     return OpenFabric(address, running)
+
+
+def _warn_if_others(info: Mapping[str, Any], settings: Settings, folder: Path) -> None:
+    """Log what a fabric that was joined does otherwise than these settings say."""
+    known = info.get("settings", {})
+    differing = sorted(key for key, value in settings.fixed().items() if known.get(key, value) != value)
+    if differing:
+        log.warning(
+            "the embedded fabric runs already, with other settings; they change when it has ended",
+            folder=str(folder),
+            settings=differing,
+        )
 
 
 def _prepare(folder: Path, settings: Settings) -> Path:

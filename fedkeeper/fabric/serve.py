@@ -48,7 +48,7 @@ async def serve(folder: Path) -> None:
     """
     settings = read_settings(folder)
     async with open_fabric_server(folder, settings) as (front, _):
-        service.announce(folder, NAME, {"url": front.url})
+        service.announce(folder, NAME, {"url": front.url, "settings": settings.fixed()})
         log.info("fabric is up", url=front.url)
         await service.wait_until_unused(folder, NAME, linger_s=settings.linger_s, busy=front.busy)
     log.info("fabric has ended")

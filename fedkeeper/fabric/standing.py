@@ -82,7 +82,7 @@ async def open_standing(folder: Path, settings: Settings) -> AsyncIterator[Stand
             ) from exc
         async with open_fabric_server(folder, settings, port_key="--port") as (front, credentials):
             standing = _told(folder, front.url, credentials)
-            service.announce(folder, NAME, {"url": front.url})
+            service.announce(folder, NAME, {"url": front.url, "settings": settings.fixed()})
             try:
                 yield standing
             finally:

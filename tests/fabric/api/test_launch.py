@@ -14,6 +14,7 @@ import psutil
 import pytest
 from google.api_core import exceptions as api_errors
 from google.cloud import functions_v2
+from structlog.testing import capture_logs
 
 from fedkeeper.errors import PortTaken, ServiceError
 from fedkeeper.fabric.credentials import read_credentials
@@ -135,6 +136,22 @@ async def test_a_second_user_joins_with_new_names_and_the_last_one_ends_it(launc
     assert second.alive()
     await second.close()
     await gone(pid)
+
+
+async def test_a_second_user_is_told_which_settings_do_not_hold(launch, http):
+    """What runs stays as it is: what it does otherwise is logged by name, and nothing where all is alike."""
+    first = await launch(namespaces=["a"], images={"me/x:1": "python:default"}, memory_mb=1024)
+    with capture_logs() as logged:
+        await launch(namespaces=["a"], images={"me/x:1": "python:default"}, memory_mb=1024)
+    assert not logged
+    with capture_logs() as logged:
+        second = await launch(namespaces=["b"], images={}, memory_mb=2048, invocations_per_minute=3)
+    assert second.address.url == first.address.url
+    [line] = logged
+    assert line["log_level"] == "warning"
+    assert line["settings"] == ["images", "invocations_per_minute", "memory_mb"]
+    client = Client(http, second.address, "b")
+    assert (await client.call("GET", "limits"))[1]["maxActionMemory"] == 1024
 
 
 async def test_two_that_start_it_at_once_share_one(launch, http, tmp_path):
