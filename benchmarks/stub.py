@@ -196,7 +196,7 @@ class Stub:
             "end": end_ms,
             "duration": end_ms - start_ms,
             "annotations": [{"key": "path", "value": f"_/{name}"}],
-            "logs": [],
+            "logs": [f"2026-01-01T00:00:00.000000000Z stdout: {name}: done"],  # as functions do
             "response": {"status": status, "success": well, "result": {}},
         }
         self.records[activation_id] = record

@@ -43,9 +43,9 @@ from fedkeeper.errors import (
 from fedkeeper.keeper.invoking import Invoker, Order
 from fedkeeper.keeper.lease import Lease
 from fedkeeper.keeper.ports import Deployer, Reports
-from fedkeeper.keeper.proposing import Proposer, outstanding, unfinished
+from fedkeeper.keeper.proposing import Proposer, outstanding, together, unfinished
 from fedkeeper.keeper.recording import Recorder
-from fedkeeper.keeper.tasks import book_of
+from fedkeeper.keeper.tasks import book_of, invoked_on
 from fedkeeper.keeper.watching import Pace, Watch
 from fedkeeper.replication.base import Log
 from fedkeeper.weights.base import UpdateStore
@@ -146,9 +146,7 @@ class Engine:
         for attempt in unsure:
             if attempt.key not in claims and attempt.key not in known:
                 self._start(self._perform_again(Invoke(run=attempt.run, key=attempt.key)))
-        async with asyncio.TaskGroup() as group:  # together, so that they share a message and an fsync
-            for key, claim in claims.items():
-                group.create_task(self._proposer.sent(key, claim.activation_id))
+        await together(self._proposer.sent(key, claim.activation_id) for key, claim in claims.items())
         log.info("took over", attempts=len(unsure), already_running=len(claims), already_done=len(known))
 
     async def _perform_again(self, intent: Invoke) -> None:
@@ -190,7 +188,10 @@ class Engine:
             self._finish(EpochOver("another epoch has begun"))
             return
         if applied.rejected and not isinstance(command, PutValue | DeleteValue):  # those are told their user
-            log.info("rejected", command=type(command).__name__, reason=applied.rejected)
+            # After a takeover that is what becomes of all that the last conductor was just saying.
+            stale = getattr(command, "epoch", applied.state.epoch) != applied.state.epoch
+            say = log.debug if stale else log.info
+            say("rejected", command=type(command).__name__, reason=applied.rejected)
         for intent in applied.intents:
             self._start(self._perform(intent))
         self._changed.set()
@@ -215,18 +216,25 @@ class Engine:
     async def _perform(self, intent: Intent) -> None:
         match intent:
             case Invoke():
-                run = self._log.state.runs.get(intent.run)
-                attempt = run.outbox.get(intent.key) if run is not None else None
-                if run is None or attempt is None or attempt.status is not AttemptStatus.SENDING:
-                    return  # answered or abandoned before its turn came
-                if attempt.kind is Kind.DEPLOY:
-                    await self._deploy(run, attempt)
-                else:
-                    await self._invoke(run, attempt)
+                found = self._unsent(intent)
+                if found is not None and found[1].kind is Kind.DEPLOY:
+                    await self._deploy(*found)
+                elif found is not None:
+                    async with self._tools.invoker.slot(invoked_on(*found)[0]):
+                        if (still := self._unsent(intent)) is not None:
+                            await self._invoke(*still)
             case Prune():
                 await self._prune(intent)
             case _:
                 pass  # for the reports
+
+    def _unsent(self, intent: Invoke) -> tuple[Run, Attempt] | None:
+        """What it is about, unless that was answered or abandoned before its turn came."""
+        run = self._log.state.runs.get(intent.run)
+        attempt = run.outbox.get(intent.key) if run is not None else None
+        if run is None or attempt is None or attempt.status is not AttemptStatus.SENDING:
+            return None
+        return run, attempt
 
     async def _deploy(self, run: Run, attempt: Attempt) -> None:
         try:

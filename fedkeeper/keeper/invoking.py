@@ -47,18 +47,18 @@ class Invoker:
     look_again_s: float  # after an unanswered request, before the store is asked who claimed the key
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
+    def slot(self, cluster: str) -> asyncio.Semaphore:
+        """What whoever sends to `cluster` waits for first, before it makes anything ready for that."""
+        if cluster not in self._slots:
+            self._slots[cluster] = asyncio.Semaphore(self.in_flight_max(cluster))
+        return self._slots[cluster]
+
     async def send(self, order: Order) -> None:
-        """Send until it is taken, or nobody can tell, and the attempt's deadline decides.
+        """Send until it is taken, or nobody can tell, and the attempt's deadline decides. In a slot.
 
         Bounded by SAME_KEY_MAX and by the attempt's deadline. Raises ProviderError if it failed, EpochOver
         when the lease is gone for good.
         """
-        cluster = order.call.cluster
-        slots = self._slots.setdefault(cluster, asyncio.Semaphore(self.in_flight_max(cluster)))
-        async with slots:
-            await self._send(order)
-
-    async def _send(self, order: Order) -> None:
         call, attempt = order.call, order.attempt
         provider = self.providers[call.cluster]
         sendings = 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import structlog
 
@@ -28,6 +31,7 @@ from fedkeeper.replication.base import Log
 log = structlog.get_logger(__name__)
 
 AGAIN_S = 0.05  # pause before a command is proposed again
+TOGETHER_MAX = 256  # proposals at once
 
 
 class Proposer:
@@ -112,6 +116,15 @@ class Proposer:
 
     def _sent(self, key: str, activation_id: str, epoch: int) -> InvocationSent:
         return InvocationSent(key=key, activation_id=activation_id, epoch=epoch, at_ms=self.now_ms())
+
+
+async def together(proposals: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Propose them at once, so that they share a message and an fsync; many, some after the others."""
+    left = iter(proposals)
+    while some := list(islice(left, TOGETHER_MAX)):
+        async with asyncio.TaskGroup() as group:
+            for one in some:
+                group.create_task(one)
 
 
 def outstanding(state: State) -> Iterator[tuple[Run, Attempt]]:

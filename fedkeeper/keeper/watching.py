@@ -16,7 +16,7 @@ from fedkeeper.clock import Clock
 from fedkeeper.core.machine import next_due_ms
 from fedkeeper.core.model import Attempt, Kind, Run, Tick
 from fedkeeper.errors import ProviderError
-from fedkeeper.keeper.proposing import Proposer, find, outstanding
+from fedkeeper.keeper.proposing import Proposer, find, outstanding, together
 from fedkeeper.keeper.tasks import command_for, invoked_on
 from fedkeeper.providers.base import Activation, Provider
 from fedkeeper.runtime.wire import Outcome
@@ -63,11 +63,13 @@ class Watch:
         wait_s = self._pace.poll_min_s
         async with asyncio.TaskGroup() as group:
             while True:
+                begun_ms = self._proposer.now_ms()
                 moved = await self._collect()
                 self._follow(group)
                 moved += await self._tick()
                 wait_s = self._pace.poll_min_s if moved else min(wait_s * 1.5, self._pace.poll_max_s)
-                await self._pause(wait_s)
+                # With thousands outstanding a look takes its time: leave as much to everything else.
+                await self._pause(max(wait_s, (self._proposer.now_ms() - begun_ms) / 1000))
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but not past the next deadline, and not if something to wait for has just appeared."""
@@ -90,9 +92,7 @@ class Watch:
         if not waiting:
             return 0
         outcomes = await self._store.outcomes(waiting.keys())
-        async with asyncio.TaskGroup() as group:  # together, so that they share a message and an fsync
-            for key, outcome in outcomes.items():
-                group.create_task(self._tell(*waiting[key], outcome))
+        await together(self._tell(*waiting[key], outcome) for key, outcome in outcomes.items())
         return len(outcomes)
 
     async def _tell(self, run: Run, attempt: Attempt, outcome: Outcome) -> None:
