@@ -82,11 +82,10 @@ class _Server(web.Server):
         self.refusal = refusal
         self._handler = handler
         self._greeting: dict[asyncio.BaseProtocol, float] = {}  # accepted, in their handshake, since when
-        self._waiting: dict[
-            _Connection, None
-        ] = {}  # for a request, or for an answer to be taken; oldest first
+        self._waiting: dict[_Connection, None] = {}  # for their clients; oldest first
         self._asked: dict[_Connection, web.BaseRequest] = {}
         self._unread: dict[_Connection, int] = {}  # bytes of answers that are not taken; oldest first
+        self._unread_bytes = 0
 
     def protocol(self) -> asyncio.BaseProtocol:
         """For a connection that is being accepted."""
@@ -95,10 +94,8 @@ class _Server(web.Server):
         self._greeting = {
             made: since for made, since in self._greeting.items() if now - since < HANDSHAKE_S + 1
         }
-        if (
-            len(self._connections) + len(self._greeting) >= self.bounds.connections_max
-            and not self._make_room()
-        ):
+        full = len(self._connections) + len(self._greeting) >= self.bounds.connections_max
+        if full and not self._make_room():
             return _Refusal()
         made = _Connection(self, self._loop)
         self._greeting[made] = now
@@ -113,16 +110,15 @@ class _Server(web.Server):
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         assert isinstance(handler, _Connection)
         self._waiting.pop(handler, None)
-        self._unread.pop(handler, None)
+        self.not_taken(handler, 0)
         super().connection_lost(handler, exc)
 
     def not_taken(self, connection: _Connection, nbytes: int) -> None:
         """A client leaves so much of its answer; 0: it has taken it."""
-        self._unread.pop(connection, None)
-        if not nbytes:
-            return
-        self._unread[connection] = nbytes
-        while sum(self._unread.values()) > self.bounds.unread_bytes_max:
+        self._unread_bytes += nbytes - self._unread.pop(connection, 0)
+        if nbytes:
+            self._unread[connection] = nbytes
+        while self._unread_bytes > self.bounds.unread_bytes_max:
             self._drop(next(iter(self._unread)))
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -150,7 +146,7 @@ class _Server(web.Server):
     def _drop(self, victim: _Connection) -> None:
         self._waiting.pop(victim, None)
         self._asked.pop(victim, None)
-        self._unread.pop(victim, None)
+        self.not_taken(victim, 0)
         victim.drop()
 
 

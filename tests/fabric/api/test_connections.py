@@ -3,140 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 
 from fedkeeper.connections import ConnectionBounds
-from fedkeeper.fabric.front import FrontSettings
-from fedkeeper.fabric.payloads import STALLED_S
-from tests.fabric.api.conftest import Fabric, OpenFabric, zipped
+from tests.fabric.api.conftest import Fabric, OpenFabric
+from tests.fabric.api.sockets import (
+    GOOGLE,
+    LIMIT_S,
+    MEGABYTE,
+    OPENFAAS,
+    WHISK,
+    assert_serves,
+    connected,
+    head,
+    opened,
+    until,
+    until_async,
+)
 
-LIMIT_S = 60
-COUNT = "def main(args):\n    return {'hello': args['name'][:8], 'bytes': len(args['name'])}\n"
-MEGABYTE = 1024 * 1024
-WHISK, GOOGLE, OPENFAAS = "/api/v1/namespaces/_/actions/hello", "/token", "/async-function/echo"
 FRONTS = pytest.mark.parametrize("path", [WHISK, GOOGLE, OPENFAAS])
-
-
-def head(fabric: Fabric, path: str, *more: str) -> bytes:
-    """Of a POST that proves itself to OpenWhisk."""
-    key = base64.b64encode(fabric.credentials.openwhisk["guest"].encode()).decode()
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Basic {key}"]
-    return "\r\n".join([*lines, "Content-Type: application/json", *more, "", ""]).encode()
-
-
-class Socket(asyncio.Protocol):
-    """A client with no library between; it keeps what comes, whatever becomes of the connection."""
-
-    def __init__(self) -> None:
-        self.received = b""
-        self._transport: asyncio.Transport
-        self._may_write = asyncio.Event()
-        self._may_write.set()
-        self._ended = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-
-    def pause_writing(self) -> None:
-        self._may_write.clear()
-
-    def resume_writing(self) -> None:
-        self._may_write.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._ended.set()
-        self._may_write.set()
-
-    async def send(self, data: bytes) -> bool:
-        """Whether the connection still was there."""
-        self._transport.write(data)
-        await self._may_write.wait()
-        return not self._ended.is_set()
-
-    async def rest(self) -> bytes:
-        """All that has come when the other side closes; waits for that."""
-        async with asyncio.timeout(LIMIT_S):
-            await self._ended.wait()
-        return self.received
-
-    def drop(self) -> None:
-        self._transport.abort()
-
-
-@asynccontextmanager
-async def connected(fabric: Fabric, first: bytes = b"") -> AsyncIterator[Socket]:
-    """A connection that has sent `first`."""
-    port = int(fabric.url.rpartition(":")[2])
-    _, client = await asyncio.get_running_loop().create_connection(Socket, "127.0.0.1", port)
-    try:
-        await client.send(first)
-        yield client
-    finally:
-        client.drop()
-
-
-async def assert_serves(fabric: Fabric) -> None:
-    """A newcomer on a connection of its own gets its answer, from each of the platforms."""
-    async with asyncio.timeout(LIMIT_S):
-        answers = [
-            await fabric.call("POST", "actions/hello?blocking=true", {"name": "next"}),
-            await fabric.call("GET", "/oauth2/v1/certs"),
-            await fabric.call("GET", "/healthz"),
-        ]
-    assert [answer.status for answer in answers] == [200, 200, 200]
-    assert answers[0].body["response"]["result"]["hello"] == "next"
-
-
-@asynccontextmanager
-async def opened(open_fabric: OpenFabric, **settings: object) -> AsyncIterator[Fabric]:
-    """A fabric with an action, and bounds as given."""
-    async with open_fabric(FrontSettings(**settings)) as fabric:  # type: ignore[arg-type]
-        assert (await fabric.put("hello", COUNT)).status == 200
-        yield fabric
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Poll until `condition` holds."""
-
-    async def holds() -> bool:
-        return bool(condition())
-
-    await until_async(holds)
-
-
-async def until_async(condition: Callable[[], Awaitable[bool]], *, becomes: bool = True) -> None:
-    """Poll until `condition` is so."""
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            if await condition() is becomes:
-                return
-            await asyncio.sleep(0.01)
-
-
-async def deploy_to_openfaas(fabric: Fabric, name: str) -> None:
-    """A function of the gateway."""
-    login = f"admin:{fabric.credentials.openfaas}"
-    image = zipped(main__py="def main(request):\n    return {}\n")
-    uploaded = await fabric.call("POST", f"/fedkeeper/images/{name}", data=image, auth=login)
-    body = {
-        "service": name,
-        "image": uploaded.body["image"],
-        "envProcess": "functions-framework --target=main",
-        "envVars": {"mode": "http"},
-    }
-    answer = await fabric.call("POST", "/system/functions", body, auth=login)
-    assert answer.status == 202, answer
 
 
 @FRONTS
@@ -179,65 +69,6 @@ async def test_a_body_that_never_ends(open_fabric: OpenFabric, path: str) -> Non
                 sent += 0x10000
             assert endless.received.startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
         assert sent < 200 * MEGABYTE
-        await assert_serves(fabric)
-
-
-async def test_bodies_in_flight_are_bounded_in_sum(open_fabric: OpenFabric) -> None:
-    """What is worked on counts until it has ended, whoever still listens; then there is room again."""
-    async with opened(open_fabric, payload_bytes_max=2 * MEGABYTE) as fabric:
-        fabric.workers.gate.clear()
-        payload = {"name": "x" * (MEGABYTE - 2048)}
-        begun = [await fabric.call("POST", "actions/hello", payload) for _ in range(2)]
-        assert [answer.status for answer in begun] == [202, 202]
-        refused = await fabric.call("POST", "actions/hello", payload)
-        words = "Too many concurrent requests in flight (count: 3, allowed: 3)."
-        assert (refused.status, refused.body["error"]) == (429, words)
-        for front, method in (("/async-function/echo", "POST"), ("/function/echo", "POST")):
-            answer = await fabric.call(method, front, payload)
-            assert answer.status == 429, answer
-        small = await fabric.call("POST", "actions/hello", {"name": "small"})
-        assert small.status == 202  # it fits beside them
-        fabric.workers.gate.set()
-        for answer in begun:
-            record = await fabric.ended(answer.body["activationId"])
-            assert record["response"]["result"]["bytes"] == len(payload["name"])
-        assert (await fabric.call("POST", "actions/hello?blocking=true", payload)).status == 200
-
-
-async def test_a_queued_call_holds_its_bytes(open_fabric: OpenFabric) -> None:
-    """/async-function answers at once; what was sent counts until the call has been made."""
-    async with opened(open_fabric, payload_bytes_max=2 * MEGABYTE) as fabric:
-        await deploy_to_openfaas(fabric, "echo")
-        fabric.workers.gate.clear()
-        body = {"name": "x" * (MEGABYTE + MEGABYTE // 2)}
-        assert (await fabric.call("POST", "/async-function/echo", body)).status == 202
-        await until(lambda: fabric.workers.requests)
-        assert (await fabric.call("POST", "/async-function/echo", body)).status == 429
-        fabric.workers.gate.set()
-
-        async def accepted() -> bool:
-            return (await fabric.call("POST", "/async-function/echo", body)).status == 202
-
-        await until_async(accepted)
-
-
-async def test_bodies_that_stall_give_way_to_those_that_come(open_fabric: OpenFabric) -> None:
-    """Half-sent ones take up all the room; after a moment of silence they do not keep others out."""
-    async with (
-        opened(open_fabric, payload_bytes_max=2 * MEGABYTE) as fabric,
-        contextlib.AsyncExitStack() as all_,
-    ):
-        half = head(fabric, WHISK, f"Content-Length: {MEGABYTE}") + b" " * (MEGABYTE - 4096)
-        for _ in range(4):
-            await all_.enter_async_context(connected(fabric, half))
-        payload = {"name": "x" * (MEGABYTE - 2048)}
-        async with asyncio.timeout(LIMIT_S):
-            while True:
-                answer = await fabric.call("POST", "actions/hello?blocking=true", payload)
-                if answer.status == 200:
-                    break
-                assert answer.status == 429
-                await asyncio.sleep(STALLED_S / 10)
         await assert_serves(fabric)
 
 
