@@ -202,6 +202,8 @@ class Load:
                     continue
                 how = record["response"]["status"]
                 self.counts[f"record: {how}"] += 1
+                if how == "whisk internal error":
+                    self.counts[f"record: {how}: {record['response']['result']['error']}"] += 1
                 if how not in ENDS:
                     self.faults[f"record: {how}"] += 1
             except (aiohttp.ClientError, TimeoutError) as exc:

@@ -29,6 +29,7 @@ from fedkeeper.fabric.worker import PROCESSES_MAX, Quarters, Worker
 
 T = TypeVar("T")
 WATCH_S = 0.25
+START_TRIES = 3  # of a worker, each from another zygote
 CLOSE_S_MAX = 2.0
 ENDS = ("idle", "evicted", "retired", "closing", "spoilt")  # those that are nobody's fault
 
@@ -224,7 +225,18 @@ class Pool:
 
     async def _start(self, revision: Revision) -> Worker:
         node = find_node(self._node) if revision.kind.startswith("nodejs:") else ""
-        zygote = await self._zygote("bare" if node else preload_for(Path(revision.folder)))
+        preload = "bare" if node else preload_for(Path(revision.folder))
+        for tries_left in range(START_TRIES - 1, -1, -1):
+            zygote = await self._zygote(preload)
+            try:
+                return await self._start_from(zygote, revision, node)
+            except ServiceError:
+                # A zygote that was killed shows it when it is asked. Nothing of the function has run.
+                if not zygote.broken or self._closed or not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _start_from(self, zygote: Zygote, revision: Revision, node: str) -> Worker:
         name = f"{zygote.mark}-w{next(self._numbers)}"
         limits = revision.limits
         quarters = Quarters(

@@ -175,6 +175,18 @@ async def test_a_zygote_that_is_killed_is_replaced(bench: Bench, tmp_path: Path)
     assert pool._zygotes["plain"].pid != first
 
 
+@pytest.mark.parametrize("spares", [0, 2])
+async def test_a_zygote_that_is_killed_while_idle_costs_no_activation(bench: Bench, spares: int) -> None:
+    """Its death shows when the next worker is wanted, of which nothing has run: another zygote is asked."""
+    pool = await bench.open(spares=spares)
+    assert (await bench.run(bench.revision("def main(args): return {}"))).status == "success"
+    await eventually(lambda: pool.stats()["spare"] == spares)
+    first = pool._zygotes["plain"].pid
+    os.kill(first, signal.SIGKILL)
+    await eventually(lambda: not exists(first))
+    assert (await bench.run(bench.revision("def main(args): return {'next': 1}"))).result == {"next": 1}
+
+
 async def test_everything_ends_with_the_pools_process(tmp_path: Path) -> None:
     """kill -9 of the process that holds the pool: zygote, worker, its child and its daemon all end.
 
