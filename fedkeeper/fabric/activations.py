@@ -19,15 +19,16 @@ from fedkeeper.fabric.records import (
     INTERNAL_ERROR,
     TRIGGER,
     Records,
-    checked,
     event_records,
     limits_body,
     records,
+    records_of_run,
 )
 from fedkeeper.fabric.revisions import Revisions
 from fedkeeper.fabric.store import Store
 
 log = structlog.get_logger(__name__)
+UNWRITTEN_S = 0.02  # what has ended before is written once, as ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +48,51 @@ class Call:
     cause: str = ""  # activation of the sequence that it is a component of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """An activation that was accepted; `ended` gives its full record and is never cancelled by waiting."""
+    """An activation that was accepted; `ended` gives its full record and is never cancelled by waiting.
 
-    id: str
-    ended: asyncio.Task[dict[str, Any]]
+    It is written down as begun `UNWRITTEN_S` later, if it still runs then, or as soon as somebody is told its
+    ID (`written`): from then on it has a record even if the fabric is killed.
+    """
+
+    def __init__(self, store: Store, told: Mapping[str, Any], listed_as: str) -> None:
+        self.id = uuid.uuid4().hex
+        self.told = told
+        self.listed_as = listed_as
+        self.ended: asyncio.Task[dict[str, Any]]
+        self._store = store
+        self._begun: asyncio.Future[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(UNWRITTEN_S, self._begin)
+
+    async def written(self) -> None:
+        """Return once a crash of the fabric cannot lose it."""
+        if self._begun is None and self._timer.cancelled():
+            await asyncio.wait({self.ended})  # it is being written as ended
+        else:
+            self._begin()
+            assert self._begun is not None
+            await asyncio.shield(self._begun)
+
+    async def end(self, both: Records) -> dict[str, Any]:
+        """Write it down as ended; its full record."""
+        self._timer.cancel()
+        if self._begun is not None and not self._begun.done():
+            await asyncio.wait({self._begun})  # in this order
+        summary, record = both
+        await self._store.end(
+            self.id, self.told["namespace"], self.listed_as, record["start"], summary, record
+        )
+        return record
+
+    def give_up(self) -> None:
+        """It ends without a record."""
+        self._timer.cancel()
+
+    def _begin(self) -> None:
+        if self._begun is None:
+            told = self.told
+            self._begun = self._store.begin(self.id, told["namespace"], self.listed_as, told["start"], told)
+            self._begun.add_done_callback(_seen)
 
 
 class InFlight:
@@ -94,15 +134,15 @@ class Activations:
         """How many of a namespace's are in workers or waiting for one."""
         return self._by_namespace[namespace]
 
-    async def start(self, call: Call) -> Activation:
-        """Accept `call`; it is on disk when this returns. Raises PoolFull, with nothing begun.
+    def start(self, call: Call) -> Activation:
+        """Accept `call`. Raises PoolFull, with nothing begun.
 
         A sequence has its place among what is in flight, so its components need none of their own.
         """
         told = _told(call, now_ms())
 
         async def work(activation_id: str) -> Records:
-            return records(activation_id, told, checked(await self._run(activation_id, call, told["start"])))
+            return records_of_run(activation_id, told, await self._run(activation_id, call, told["start"]))
 
         with contextlib.ExitStack() as holds:  # taken here, not in the task: nothing may come in between
             if not call.cause:
@@ -110,37 +150,35 @@ class Activations:
             holds.enter_context(self._revisions.use(call.revision.id))
             self._by_namespace[call.namespace] += 1
             holds.callback(self._leave, call.namespace)
-            return await self._accept(told, call.listed_as, work, holds.pop_all())
+            return self._accept(told, call.listed_as, work, holds.pop_all())
 
-    async def start_here(
+    def start_here(
         self, told: Mapping[str, Any], listed_as: str, work: Callable[[str], Awaitable[Records]]
     ) -> Activation:
         """Accept an activation that the platform carries out by itself: `work`, given its ID. PoolFull."""
         with contextlib.ExitStack() as holds:
             if not told.get("cause"):
                 holds.enter_context(self._in_flight)
-            return await self._accept(told, listed_as, work, holds.pop_all())
+            return self._accept(told, listed_as, work, holds.pop_all())
 
-    async def start_event(
-        self, told: Mapping[str, Any], work: Callable[[str], Awaitable[list[str]]]
-    ) -> Activation:
+    def start_event(self, told: Mapping[str, Any], work: Callable[[str], Awaitable[list[str]]]) -> Activation:
         """Accept a trigger's activation: `work` fires its rules and returns the lines that tell of them."""
 
         async def record(activation_id: str) -> Records:
             return event_records(activation_id, told, await work(activation_id))
 
-        return await self._accept(told, told["name"], record, contextlib.ExitStack())
+        return self._accept(told, told["name"], record, contextlib.ExitStack())
 
     async def recover(self) -> None:
         """Give a record to the activations that were running when a fabric before us died."""
         now = now_ms()
-        for activation_id, told in await self._store.interrupted():
+        for activation_id, listed_as, told in await self._store.interrupted():
             if told.get("kind") == TRIGGER:
                 both = event_records(activation_id, told, [])
             else:
                 reason = "The fabric was stopped while the action was running."
                 both = records(activation_id, told, internal_error(reason, told["start"], now))
-            await self._store.end(activation_id, told["start"], *both)
+            await self._store.end(activation_id, told["namespace"], listed_as, told["start"], *both)
 
     async def close(self) -> None:
         """Give up what still runs: each is recorded as an internal error."""
@@ -148,48 +186,22 @@ class Activations:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _accept(
+    def _accept(
         self,
         told: Mapping[str, Any],
         listed_as: str,
         work: Callable[[str], Awaitable[Records]],
         holds: contextlib.ExitStack,
     ) -> Activation:
-        """Write down what was `told`, then have `work` go on by itself; `holds` is let go at its end."""
-        activation_id = uuid.uuid4().hex
+        """Have `work` go on by itself, and be written down; `holds` is let go at its end."""
         holds.enter_context(payloads.held())
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(
-            self._perform(activation_id, told, listed_as, work, started), name=activation_id
-        )
+        activation = Activation(self._store, told, listed_as)
+        task = activation.ended = asyncio.create_task(_perform(activation, work), name=activation.id)
         self._running.add(task)
         holds.callback(self._running.discard, task)
         holds.callback(_report, task)
         task.add_done_callback(lambda _: holds.close())
-        both: set[asyncio.Future[Any]] = {task, started}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            task.result()  # raises what kept it from being accepted
-        return Activation(id=activation_id, ended=task)
-
-    async def _perform(
-        self,
-        activation_id: str,
-        told: Mapping[str, Any],
-        listed_as: str,
-        work: Callable[[str], Awaitable[Records]],
-        started: asyncio.Future[None],
-    ) -> dict[str, Any]:
-        working = asyncio.ensure_future(work(activation_id))  # while it is written down
-        try:
-            await self._store.begin(activation_id, told["namespace"], listed_as, told["start"], told)
-            started.set_result(None)
-            summary, record = await working
-        except BaseException:
-            working.cancel()
-            raise
-        await self._store.end(activation_id, record["start"], summary, record)
-        return record
+        return activation
 
     async def _run(self, activation_id: str, call: Call, accepted_ms: int) -> Ran:
         context = {
@@ -230,6 +242,21 @@ def internal_error(reason: str, start_ms: int, end_ms: int) -> Ran:
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+async def _perform(activation: Activation, work: Callable[[str], Awaitable[Records]]) -> dict[str, Any]:
+    try:
+        both = await work(activation.id)
+    except BaseException:
+        activation.give_up()
+        raise
+    return await activation.end(both)
+
+
+def _seen(begun: asyncio.Future[None]) -> None:
+    """Whoever waits for it is told; so is whoever waits for its end, which is written in any case."""
+    if not begun.cancelled():
+        begun.exception()
 
 
 def _report(task: asyncio.Task[dict[str, Any]]) -> None:

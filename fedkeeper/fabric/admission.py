@@ -163,14 +163,14 @@ class Admission:
         free = [
             worker
             for worker in self._by_key.get(revision.key, ())
-            if worker.active < slots and not worker.retired and worker.alive
+            if worker.active < slots and not worker.retired
         ]
-        if not free:
-            return None
         # The one used last: its pages are warm, and the others may expire.
-        chosen = max(free, key=lambda worker: (worker.active, worker.idle_since))
-        chosen.active += 1
-        return Permit(chosen)
+        for chosen in sorted(free, key=lambda worker: (worker.active, worker.idle_since), reverse=True):
+            if chosen.alive:
+                chosen.active += 1
+                return Permit(chosen)
+        return None
 
     def _new(self, revision: Revision) -> Permit | None:
         charge = self._charge(revision)

@@ -38,8 +38,9 @@ from fedkeeper.fabric.openwhisk_api import OpenWhisk, answer_openwhisk
 from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.openwhisk_platform import TRANSACTION, Keys
 from fedkeeper.fabric.payloads import Payloads, PayloadsFull
+from fedkeeper.fabric.recorder import Retention
 from fedkeeper.fabric.revisions import Revisions
-from fedkeeper.fabric.store import Retention, Store
+from fedkeeper.fabric.store import Store
 from fedkeeper.fabric.tokens import Authority, bearer
 from fedkeeper.fabric.triggers import Triggers
 

@@ -46,11 +46,7 @@ class Actions:
 
     def routes(self, base: str) -> list[web.RouteDef]:
         """All routes under `base`."""
-        routes = [
-            web.get(f"{base}/actions", self._list, allow_head=False),
-            web.get(f"{base}/actions/", self._list, allow_head=False),
-            web.get(f"{base}/actions/{{name:[^/]+}}/", self._list_package, allow_head=False),
-        ]
+        routes = []
         for path in (f"{base}/actions/{{name:[^/]+}}", f"{base}/actions/{{package:[^/]+}}/{{name:[^/]+}}"):
             routes += [
                 web.put(path, self._put),
@@ -58,7 +54,12 @@ class Actions:
                 web.delete(path, self._delete),
                 web.post(path, self._invoke),
             ]
-        return routes
+        return [
+            *routes,
+            web.get(f"{base}/actions", self._list, allow_head=False),
+            web.get(f"{base}/actions/", self._list, allow_head=False),
+            web.get(f"{base}/actions/{{name:[^/]+}}/", self._list_package, allow_head=False),
+        ]
 
     async def remove_all(self, documents: list[Document]) -> None:
         """Delete these actions, for whoever holds their package's lock."""
@@ -162,9 +163,13 @@ class Actions:
         payload = await object_body(request, PAYLOAD_MAX_BYTES)
         resolved = await self._invocations.resolve(caller, name)
         check_final(resolved.entity, payload)
-        activation = await self._invocations.begin(resolved, payload, caller)
+        activation = self._invocations.begin(resolved, payload, caller)
         headers = {ACTIVATION_HEADER: activation.id}
-        record = await wait(activation, patience_ms) if blocking else None
+        record = None
+        if blocking:
+            record = await wait(activation, patience_ms)
+        else:
+            await activation.written()
         if record is None:
             return json_response({"activationId": activation.id}, status=202, headers=headers)
         result = record["response"]["result"]

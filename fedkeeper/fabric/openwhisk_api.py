@@ -34,7 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BASE: Final = "/api/v1/namespaces/{namespace:[^/]+}"
 _METHODS: Final = ("PUT", "GET", "DELETE", "POST")
-_ALPHABET: Final = string.ascii_letters + string.digits
+_ALPHABET: Final = (string.ascii_letters + string.digits).encode()
+_LETTERS: Final = bytes(_ALPHABET[byte % len(_ALPHABET)] for byte in range(256))  # of any byte
 _CORS: Final = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, DELETE, POST, PUT, HEAD",
@@ -72,8 +73,8 @@ class OpenWhisk:
         )
         actions = Actions(platform, revisions, invocations)
         self._collections = (
+            actions,  # first, as routes are tried in this order
             About(platform),
-            actions,
             Packages(platform, actions),
             Events(platform, activations, invocations),
             ActivationRecords(platform, store),
@@ -125,4 +126,4 @@ def _error(status: int, words: str, transaction_id: str) -> web.StreamResponse:
 
 
 def _new_transaction_id() -> str:
-    return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in secrets.token_bytes(32))
+    return secrets.token_bytes(32).translate(_LETTERS).decode()

@@ -8,9 +8,8 @@ from typing import Any
 
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import verdict
-from fedkeeper.fabric.calling import Leases, completed, not_run, now_ms, open_log
+from fedkeeper.fabric.calling import Leases, not_run, now_ms, open_log
 from fedkeeper.fabric.model import Ran, Revision
-from fedkeeper.fabric.output import ActivationLog
 from fedkeeper.fabric.verdict import DEVELOPER_ERROR
 from fedkeeper.fabric.worker import Worker, WorkerDied
 
@@ -25,18 +24,17 @@ async def run(leases: Leases, revision: Revision, arguments: Any, context: Mappi
     start_ms, init_ms, initialising = now_ms(), None, cold
     status, result, timed_out, problem = DEVELOPER_ERROR, None, False, ""
     spoilt = True
-    log = open_log(worker)
+    log = open_log(worker, marked=False)
     try:
         if cold:
-            problem = await _initialise(worker, context, log)
+            problem = await _initialise(worker, context)
             init_ms = now_ms() - start_ms
         initialising = False
         if problem:
             result = {"error": problem}
         else:
-            head, body = await _send(worker, "run", context, arguments, log)
+            head, body = await _send(worker, "run", context, arguments)
             status, result = verdict.of_result(head, body)
-            await completed(log)
             spoilt = status == DEVELOPER_ERROR
     except WorkerDied as died:
         timed_out = died.fault == "deadline"
@@ -57,21 +55,22 @@ async def run(leases: Leases, revision: Revision, arguments: Any, context: Mappi
     )
 
 
-async def _initialise(worker: Worker, context: Mapping[str, str], log: ActivationLog) -> str:
+async def _initialise(worker: Worker, context: Mapping[str, str]) -> str:
     """Have the worker import its action: empty, or the platform's words for what failed."""
     revision = worker.revision
     request = {"main": revision.entry or "main", "env": dict(revision.environment)}
-    head, _ = await _send(worker, "init", context, request, log)
-    await completed(log)
-    log.reopen()
+    head, _ = await _send(worker, "init", context, request)
     return str(head.get("error", ""))
 
 
 async def _send(
-    worker: Worker, kind: str, context: Mapping[str, str], request: Any, log: ActivationLog
+    worker: Worker, kind: str, context: Mapping[str, str], request: Any
 ) -> tuple[dict[str, Any], bytes]:
     """One /init or /run. The deadline starts now, whatever time was spent in the queue."""
     timeout_ms = worker.revision.limits.timeout_ms
     about = {**context, "deadline": str(now_ms() + timeout_ms)}
-    head = {"kind": kind, "marker": log.marker, "context": about}
-    return await worker.call(head, json.dumps(request).encode(), timeout_ms / 1000)
+    answer = await worker.call(
+        {"kind": kind, "context": about}, json.dumps(request).encode(), timeout_ms / 1000
+    )
+    worker.output.drain()  # what it wrote before it answered belongs to this call
+    return answer

@@ -118,7 +118,8 @@ class Events:
             arguments = {**own, "__ow_headers": headers, **payload}
             return list(await asyncio.gather(*(self._apply(rule, arguments, caller) for rule in rules)))
 
-        activation = await self._activations.start_event(told, work)
+        activation = self._activations.start_event(told, work)
+        await activation.written()
         answer = {"activationId": activation.id}
         return json_response(answer, status=202, headers={ACTIVATION_HEADER: activation.id})
 
@@ -138,7 +139,7 @@ class Events:
             self._invocations.throttles.invoke(caller.namespace)
             resolved = await self._invocations.resolve(caller, action)
             check_final(resolved.entity, arguments)
-            activation = await self._invocations.begin(resolved, arguments, caller)
+            activation = self._invocations.begin(resolved, arguments, caller)
         except Refused as exc:
             code = 3 if exc.status >= 500 else 1
             return _line(told | {"statusCode": code, "success": False, "error": exc.words})

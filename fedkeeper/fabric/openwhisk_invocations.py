@@ -33,6 +33,7 @@ from fedkeeper.fabric.revisions import Revisions
 
 NO_COMPONENT = "Sequence component does not exist."
 TOO_LONG = "Too many actions in the sequence."
+_PLAIN_MAX = 4096  # revisions kept in memory
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Invocations:
         self._images = images
         self._in_flight = in_flight
         self._share_workers = share_workers
+        self._plain: dict[tuple[str, str], Revision] = {}  # by revision and caller: those without environment
 
     async def resolve(self, caller: Caller, name: FullName) -> Resolved:
         """The action, if the caller may invoke it and its components. Refused 403, 404, 409."""
@@ -85,23 +87,23 @@ class Invocations:
         """What runs it; "" for an image that no kind stands in for."""
         return runtime_of(execution, self._images)
 
-    async def begin(self, resolved: Resolved, payload: Any, caller: Caller) -> Activation:
+    def begin(self, resolved: Resolved, payload: Any, caller: Caller) -> Activation:
         """Start an activation of the action in the caller's namespace. Refused 429.
 
         Call it as soon as the action is resolved: an update in between would take its files away.
         """
         try:
             if resolved.document.body["exec"]["kind"] == SEQUENCE:
-                return await self._begin_sequence(resolved, payload, caller, "", [0])
-            return await self._begin_action(resolved, payload, caller, "")
+                return self._begin_sequence(resolved, payload, caller, "", [0])
+            return self._begin_action(resolved, payload, caller, "")
         except PoolFull as exc:
             raise too_many_in_flight(self._in_flight, self._in_flight) from exc
 
-    async def _begin_action(self, resolved: Resolved, payload: Any, caller: Caller, cause: str) -> Activation:
+    def _begin_action(self, resolved: Resolved, payload: Any, caller: Caller, cause: str) -> Activation:
         entity = resolved.entity
         kind = self.kind_of(entity["exec"]) if resolved.document.revision else ""
         if not kind:
-            return await self._begin_unknown_image(resolved, caller, cause)
+            return self._begin_unknown_image(resolved, caller, cause)
         own, environment = arguments(entity, payload)
         # Nothing is awaited between resolving the action and the activation's own hold on its revision.
         call = Call(
@@ -117,12 +119,25 @@ class Invocations:
             binding=resolved.binding,
             cause=cause,
         )
-        return await self._activations.start(call)
+        return self._activations.start(call)
 
     def _revision(
         self, resolved: Resolved, kind: str, environment: Mapping[str, str], namespace: str
     ) -> Revision:
         """The action's revision as workers know it; for others, or with another environment, a variant."""
+        if environment:
+            return self._make_revision(resolved, kind, environment, namespace)
+        key = resolved.document.revision, namespace
+        known = self._plain.get(key)
+        if known is None:
+            if len(self._plain) >= _PLAIN_MAX:
+                del self._plain[next(iter(self._plain))]
+            known = self._plain[key] = self._make_revision(resolved, kind, environment, namespace)
+        return known
+
+    def _make_revision(
+        self, resolved: Resolved, kind: str, environment: Mapping[str, str], namespace: str
+    ) -> Revision:
         entity: Mapping[str, Any] = resolved.document.body
         revision_id = resolved.document.revision
         initial = sorted(
@@ -165,7 +180,7 @@ class Invocations:
         )
         return f"shared-{hashlib.sha256(dump_json(parts)).hexdigest()}"
 
-    async def _begin_unknown_image(self, resolved: Resolved, caller: Caller, cause: str) -> Activation:
+    def _begin_unknown_image(self, resolved: Resolved, caller: Caller, cause: str) -> Activation:
         """As on a platform that cannot pull the image: accepted, and ended by that.
 
         So are actions that are nothing but an image: no kind can stand in for the code that is in there.
@@ -177,9 +192,9 @@ class Invocations:
             error = {"error": f"Failed to pull container image '{image}'."}
             return records(activation_id, told, _ran(DEVELOPER_ERROR, error, (), told["start"]))
 
-        return await self._activations.start_here(told, _listed_as(resolved), work)
+        return self._activations.start_here(told, _listed_as(resolved), work)
 
-    async def _begin_sequence(
+    def _begin_sequence(
         self, resolved: Resolved, payload: Any, caller: Caller, cause: str, count: list[int]
     ) -> Activation:
         """`count` (one number): how many atomic actions the outermost sequence has begun so far."""
@@ -202,7 +217,7 @@ class Invocations:
             ran = _ran(step.status, step.result, step.ids, told["start"])
             return records(activation_id, about, ran, duration_ms=step.duration_ms)
 
-        return await self._activations.start_here(told, _listed_as(resolved), work)
+        return self._activations.start_here(told, _listed_as(resolved), work)
 
     async def _next(
         self, component: str, before: _Step, caller: Caller, sequence_id: str, count: list[int]
@@ -217,9 +232,9 @@ class Invocations:
         try:
             resolved = await self.platform.resolve(parse_full_name(component, caller.namespace))
             if resolved.document.body["exec"]["kind"] == SEQUENCE:
-                inner = await self._begin_sequence(resolved, before.result, caller, sequence_id, count)
+                inner = self._begin_sequence(resolved, before.result, caller, sequence_id, count)
             else:
-                inner = await self._begin_action(resolved, before.result, caller, sequence_id)
+                inner = self._begin_action(resolved, before.result, caller, sequence_id)
                 count[0] += 1
         except Refused as exc:
             if exc.status == 404:
@@ -240,8 +255,10 @@ class Invocations:
 
 
 async def wait(activation: Activation, wait_ms: int) -> dict[str, Any] | None:
-    """The record if the activation ends in time; None otherwise, and it runs on in either case."""
+    """The record if the activation ends in time; None otherwise: it is written down, and runs on."""
     done, _ = await asyncio.wait({activation.ended}, timeout=wait_ms / 1000)
+    if not done:
+        await activation.written()
     return activation.ended.result() if done else None
 
 

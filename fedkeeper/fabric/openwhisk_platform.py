@@ -36,6 +36,7 @@ from fedkeeper.fabric.store import Document, Store
 TRANSACTION: Final[ContextVar[str]] = ContextVar("transaction", default="")
 # Headers of the answer in place of the API's own for CORS; a mutable dictionary, so that handlers may add.
 ANSWER_HEADERS: Final[ContextVar[dict[str, str]]] = ContextVar("answer_headers")
+_KNOWN_MAX: Final = 1024  # headers; there is one for each namespace, or two
 KINDS: Final = ("action", "package", "trigger", "rule")  # all share the names of a namespace
 
 
@@ -52,11 +53,13 @@ class Keys:
 
     def __init__(self, auth: Mapping[str, str]) -> None:
         self._by_user: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, Caller] = {}  # by the header that has proved them
         self._by_namespace: dict[str, str] = {}
         self.replace(auth)
 
     def replace(self, auth: Mapping[str, str]) -> None:
         """Take namespace -> "uuid:key"."""
+        self._known = {}
         self._by_namespace = dict(auth)
         self._by_user = {
             user: (key, namespace)
@@ -75,7 +78,10 @@ class Keys:
 
     def known(self, request: web.Request) -> Caller | None:
         """The caller of a request, None if it names none or in vain."""
-        kind, _, value = request.headers.get("Authorization", "").partition(" ")
+        header = request.headers.get("Authorization", "")
+        if (known := self._known.get(header)) is not None:
+            return known
+        kind, _, value = header.partition(" ")
         try:
             pair = base64.b64decode(value.strip(), validate=True).decode() if kind.lower() == "basic" else ""
         except (binascii.Error, ValueError):
@@ -84,6 +90,8 @@ class Keys:
         key, namespace = self._by_user.get(user, (secrets.token_hex(), ""))
         if not namespace or not hmac.compare_digest(key.encode(), password.encode()):
             return None
+        if len(self._known) < _KNOWN_MAX:
+            self._known[header] = Caller(namespace, pair)
         return Caller(namespace, pair)
 
     def owner(self, namespace: str) -> Caller | None:

@@ -19,9 +19,13 @@ def log_line(stream: str, text: str) -> str:
 
 
 class ActivationLog:
-    """The lines of one activation, up to its limit; complete when both streams have shown its marker."""
+    """The lines of one activation, up to its limit; complete when both streams have shown its marker.
 
-    def __init__(self, marker: str, bytes_max: int) -> None:
+    Without a marker it holds what is in the pipes when the worker has answered (`Output.drain`): enough for
+    workers of one activation at a time, since what was written before the answer is there by then.
+    """
+
+    def __init__(self, bytes_max: int, marker: str = "") -> None:
         self.marker = marker
         self._bytes_max = bytes_max
         self._bytes = 0
@@ -32,7 +36,7 @@ class ActivationLog:
 
     def add(self, stream: str, text: str) -> bool:
         """Take a line; False if it was the marker (what precedes it on the line is kept)."""
-        text, ended, _ = text.partition(self.marker)
+        text, ended, _ = text.partition(self.marker) if self.marker else (text, "", "")
         if text or not ended:
             self._keep(stream, text)
         if ended:
@@ -40,7 +44,7 @@ class ActivationLog:
         return not ended
 
     def reopen(self) -> None:
-        """Go on after the marker: an activation's init and run each end with one."""
+        """Go on after the marker: a worker's start and its call each end with one."""
         self._open = set(STREAMS)
         self.complete.clear()
 
@@ -107,7 +111,7 @@ class Output:
         """To the activation that is running; of several at once (concurrency > 1), to the oldest."""
         text = line.decode(errors="replace")
         for log in self.logs:
-            if log.marker in text:
+            if log.marker and log.marker in text:
                 log.add(stream, text)
                 return
         if self.logs:
@@ -129,7 +133,7 @@ class Output:
             log.end_of(stream)
 
     def drain(self) -> None:
-        """Read what a dead worker left in its pipes (bounded: a pipe holds 64 KiB to 1 MiB)."""
+        """Read what is in the pipes (bounded: a pipe holds 64 KiB to 1 MiB), also a line without an end."""
         for stream in list(self._fds):
             for _ in range(16):
                 if not self._read(stream):

@@ -288,7 +288,7 @@ class Pool:
 
 def _faults(workers: list[Worker]) -> list[str]:
     """What each uses too much of, empty where it does not. Blocking."""
-    table = processes.parents()
+    table = processes.parents_below(worker.pid for worker in workers)
     return [worker.excess(table) for worker in workers]
 
 

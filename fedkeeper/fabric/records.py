@@ -27,31 +27,43 @@ _INVALID: Final = "The action did not return a dictionary or array."
 Records = tuple[dict[str, Any], dict[str, Any]]  # summary, full
 
 
-def checked(ran: Ran) -> Ran:
-    """`ran`, if the platform would take its result; else the error that it answers instead."""
+def records_of_run(activation_id: str, told: Mapping[str, Any], ran: Ran) -> Records:
+    """`records`, with the result that the platform would take, or the error that it answers instead."""
+    taken, nbytes = checked(ran)
+    return records(activation_id, told, taken, nbytes=nbytes)
+
+
+def checked(ran: Ran) -> tuple[Ran, int | None]:
+    """`ran`, if the platform would take its result, and that one's size; else what it answers instead."""
     if ran.status != SUCCESS and not (ran.status == APPLICATION_ERROR and _is_error(ran.result)):
         error = ran.result.get("error") if isinstance(ran.result, dict) else None
-        return _with(ran, ran.status, error or "The action failed.")
+        return _with(ran, ran.status, error or "The action failed."), None
     try:
         nbytes = len(dump_json(ran.result))
     except (ValueError, TypeError, RecursionError):
-        return _with(ran, DEVELOPER_ERROR, _INVALID)
+        return _with(ran, DEVELOPER_ERROR, _INVALID), None
     if nbytes > RESULT_MAX_BYTES:
         problem = "The action produced a response that exceeded the allowed length"
-        return _with(ran, APPLICATION_ERROR, f"{problem}: {nbytes} > {RESULT_MAX_BYTES} bytes.")
+        return _with(ran, APPLICATION_ERROR, f"{problem}: {nbytes} > {RESULT_MAX_BYTES} bytes."), None
     if _is_error(ran.result):
-        return _with(ran, APPLICATION_ERROR, ran.result["error"])
+        return _with(ran, APPLICATION_ERROR, ran.result["error"]), None
     if not isinstance(ran.result, (dict, list)):
-        return _with(ran, DEVELOPER_ERROR, _INVALID)
-    return ran
+        return _with(ran, DEVELOPER_ERROR, _INVALID), None
+    return ran, nbytes
 
 
 def records(
-    activation_id: str, told: Mapping[str, Any], ran: Ran, *, duration_ms: int | None = None
+    activation_id: str,
+    told: Mapping[str, Any],
+    ran: Ran,
+    *,
+    duration_ms: int | None = None,
+    nbytes: int | None = None,
 ) -> Records:
     """The summary and the full record of an activation that `told` describes, as the API gives them.
 
     `duration_ms` if it is not the time from start to end: that of a sequence is the sum of its components'.
+    `nbytes`: of the result as JSON, if that is known.
     """
     shared = _shared(activation_id, told, ran.start_ms) | {
         "end": ran.end_ms,
@@ -62,7 +74,7 @@ def records(
         "result": ran.result,
         "success": ran.status == SUCCESS,
         "status": ran.status,
-        "size": len(dump_json(ran.result)),
+        "size": len(dump_json(ran.result)) if nbytes is None else nbytes,
     }
     full = {**shared, "subject": told["namespace"], "logs": list(ran.logs), "response": response}
     return {**shared, "statusCode": STATUS_CODES.get(ran.status, 3)}, full

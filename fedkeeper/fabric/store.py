@@ -1,8 +1,8 @@
 """What the fabric remembers: functions, operations and activations in SQLite (WAL), code as files by sha256.
 
-One thread owns the connection; every method hands its statement to it, so that no disk is waited for on
-the event loop. What has gathered meanwhile is committed together. A call that has returned survives kill -9
-of the fabric.
+One thread owns the connection; methods hand their statements to it, so that no disk is waited for on the
+event loop. What has gathered meanwhile is committed together. What becomes of activations is written by the
+recorder, which has its own connection. A call that has returned survives kill -9 of the fabric.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+import msgspec
+
+from fedkeeper.fabric.recorder import Recorder, Retention
+
 T = TypeVar("T")
+_ENCODER: Final = msgspec.json.Encoder()
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS documents (
@@ -32,7 +37,8 @@ CREATE TABLE IF NOT EXISTS activations (
 CREATE INDEX IF NOT EXISTS activations_by_start ON activations (scope, start_ms DESC);
 CREATE INDEX IF NOT EXISTS activations_running ON activations (ended) WHERE ended = 0;
 """
-_SLACK: Final = 50  # a fiftieth above a bound, the oldest activations go until it is kept
+_FILE: Final = "fabric.sqlite"
+_BUSY_S: Final = 5.0  # for the recorder to end a commit
 _BATCH_MAX: Final = 256  # statements committed together
 _CACHED_MAX: Final = 4096  # documents kept in memory
 _CACHED_BYTES_MAX: Final = 64 * 1024  # of one such document's body
@@ -65,38 +71,33 @@ class Query:
     limit: int = 30
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """Which ended activations are forgotten: the oldest beyond a count, or beyond a total of bytes."""
-
-    records_max: int = 20_000
-    bytes_max: int = 512 * 1024 * 1024
-
-
 class Store:
     """Opened once by the fabric's process; see the module."""
 
-    def __init__(self, folder: Path, retention: Retention) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._retention = retention
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._cached: dict[tuple[str, str, str], _Row] = {}  # changed by the store's thread only
-        self._records = self._record_bytes = 0  # of activations that have ended
+        self._cached: dict[tuple[str, str, str], Document] = {}  # changed by the store's thread only
+        self._recorder: Recorder
 
     @classmethod
     async def open(cls, folder: Path, *, retention: Retention | None = None) -> Self:
         """Open or create the store in `folder`; code that nothing refers to any more is deleted."""
-        self = cls(folder, retention or Retention())
+        self = cls(folder)
         loop = asyncio.get_running_loop()
         db = await asyncio.to_thread(self._open)
         self._thread = threading.Thread(target=self._work, args=(loop, db), name="fabric-store", daemon=True)
         self._thread.start()
+        self._recorder = await asyncio.to_thread(
+            lambda: Recorder(self._connect(timeout_s=0), retention or Retention(), self._ask)
+        )
         return self
 
     async def close(self) -> None:
         """Write everything out and give the files back."""
         if self._thread is not None:
+            self._recorder.close()
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
         self._thread = None
@@ -113,10 +114,10 @@ class Store:
 
     async def get(self, kind: str, scope: str, name: str) -> Document | None:
         """The document, or None if there is none."""
-        row = self._cached.get((kind, scope, name))
-        if row is None:
-            row = await self._run(lambda db: self._get(db, (kind, scope, name)))
-        return None if row is None else _document(row)
+        found = self._cached.get((kind, scope, name))
+        if found is None:
+            found = await self._run(lambda db: self._get(db, (kind, scope, name)))
+        return found
 
     async def remove(self, kind: str, scope: str, name: str) -> bool:
         """Delete it; False if there was none."""
@@ -153,20 +154,20 @@ class Store:
 
     # --- activations
 
-    async def begin(self, activation_id: str, scope: str, name: str, start_ms: int, body: object) -> None:
-        """Note that an activation was accepted; `body` is what is known of it, for `interrupted`."""
-        row = (activation_id, scope, name, start_ms, json.dumps(body))
-        await self._run(lambda db: db.execute("INSERT INTO activations VALUES (?,?,?,?,0,?,'')", row))
+    def begin(
+        self, activation_id: str, scope: str, name: str, start_ms: int, body: object
+    ) -> asyncio.Future[None]:
+        """Note that an activation was accepted; `body` is what is known of it, for `interrupted`.
 
-    async def end(self, activation_id: str, start_ms: int, summary: object, record: object) -> None:
-        """Write how it went: `summary` for lists, `record` in full."""
-        row = (start_ms, json.dumps(summary), json.dumps(record), activation_id)
-        sql = "UPDATE activations SET start_ms = ?, ended = 1, summary = ?, record = ? WHERE id = ?"
-        await self._run(lambda db: self._end(db, sql, row))
+        Asked for when this returns, written when it is awaited.
+        """
+        return self._recorder.begin((activation_id, scope, name, start_ms, _text(body)))
 
-    async def drop(self, activation_id: str) -> None:
-        """Forget an activation that was refused after all."""
-        await self._run(lambda db: db.execute("DELETE FROM activations WHERE id = ?", (activation_id,)))
+    async def end(
+        self, activation_id: str, scope: str, name: str, start_ms: int, summary: object, record: object
+    ) -> None:
+        """Write how it went, `begin` or not: `summary` for lists, `record` in full."""
+        await self._recorder.end((activation_id, scope, name, start_ms, _text(summary), _text(record)))
 
     async def activation(self, scope: str, activation_id: str) -> dict[str, Any] | None:
         """The full record; None while it runs, or if there is none."""
@@ -190,20 +191,24 @@ class Store:
         row = await self._run(lambda db: db.execute(sql, values).fetchone())
         return max(0, int(row[0]) - query.skip)
 
-    async def interrupted(self) -> list[tuple[str, dict[str, Any]]]:
-        """(id, what `begin` was told) of activations that never ended: a fabric before us died."""
-        sql = "SELECT id, summary FROM activations WHERE ended = 0"
+    async def interrupted(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(id, name, what `begin` was told) of activations that never ended: a fabric before us died."""
+        sql = "SELECT id, name, summary FROM activations WHERE ended = 0"
         rows = await self._run(lambda db: db.execute(sql).fetchall())
-        return [(row[0], _object(row[1])) for row in rows]
+        return [(row[0], row[1], _object(row[2])) for row in rows]
 
     # --- on the store's thread
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """`work` on the store's thread, committed; done even when the caller is cancelled."""
+        return await self._ask(work)
+
+    def _ask(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """The same, in the order of the calls. To cancel what this returns is not to be told, no more."""
         assert self._thread is not None, "the store is closed"
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((work, done))
-        return await asyncio.shield(done)
+        return done
 
     def _work(self, loop: asyncio.AbstractEventLoop, db: sqlite3.Connection) -> None:
         """The store's thread: do what is asked for until None is."""
@@ -226,7 +231,7 @@ class Store:
         results: list[Any] = []
         try:
             if len(works) > 1:  # one alone commits itself
-                db.execute("BEGIN")
+                db.execute("BEGIN IMMEDIATE")  # the recorder may write in between what is read and written
             for work in works:
                 try:
                     results.append(work(db))
@@ -244,9 +249,9 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._folder / "blobs").mkdir(mode=0o700, exist_ok=True)
-        file = self._folder / "fabric.sqlite"
+        file = self._folder / _FILE
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-        db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        db = self._connect(timeout_s=_BUSY_S)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.executescript(_SCHEMA)
@@ -254,20 +259,21 @@ class Store:
         for blob in (self._folder / "blobs").iterdir():
             if blob.name not in wanted:
                 blob.unlink()
-        self._count(db)
         return db
+
+    def _connect(self, *, timeout_s: float) -> sqlite3.Connection:
+        file = self._folder / _FILE
+        return sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=timeout_s)
 
     def _put(self, db: sqlite3.Connection, row: _Row) -> None:
         self._cached.pop(row[:3], None)
         db.execute("REPLACE INTO documents VALUES (?,?,?,?,?,?,?)", row)
         self._cache(row)
 
-    def _get(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> _Row | None:
+    def _get(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> Document | None:
         sql = "SELECT * FROM documents WHERE kind = ? AND scope = ? AND name = ?"
         row: _Row | None = db.execute(sql, key).fetchone()
-        if row is not None:
-            self._cache(row)
-        return row
+        return None if row is None else self._cache(row)
 
     def _remove(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> bool:
         self._cached.pop(key, None)
@@ -278,11 +284,13 @@ class Store:
         self._cached.clear()
         db.execute("DELETE FROM documents WHERE kind = ? AND updated_ms < ?", (kind, before_ms))
 
-    def _cache(self, row: _Row) -> None:
+    def _cache(self, row: _Row) -> Document:
+        document = _document(row)
         if len(row[6]) <= _CACHED_BYTES_MAX:
             if len(self._cached) >= _CACHED_MAX:
                 del self._cached[next(iter(self._cached))]
-            self._cached[row[:3]] = row
+            self._cached[row[:3]] = document
+        return document
 
     def _write_blob(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -292,31 +300,6 @@ class Store:
             scratch.write_bytes(content)
             scratch.replace(path)
         return sha256
-
-    def _end(self, db: sqlite3.Connection, sql: str, row: tuple[Any, ...]) -> None:
-        db.execute(sql, row)
-        self._records += 1
-        self._record_bytes += len(row[2])
-        slack = self._retention.records_max // _SLACK
-        if (
-            self._records > self._retention.records_max + slack
-            or self._record_bytes > self._retention.bytes_max + self._retention.bytes_max // _SLACK
-        ):
-            self._forget_old(db)
-            self._count(db)
-
-    def _count(self, db: sqlite3.Connection) -> None:
-        sql = "SELECT count(*), coalesce(sum(length(record)), 0) FROM activations WHERE ended = 1"
-        self._records, self._record_bytes = db.execute(sql).fetchone()
-
-    def _forget_old(self, db: sqlite3.Connection) -> None:
-        db.execute(
-            "DELETE FROM activations WHERE id IN (SELECT id FROM (SELECT id,"
-            " row_number() OVER newest AS place, sum(length(record)) OVER newest AS nbytes"
-            " FROM activations WHERE ended = 1 WINDOW newest AS (ORDER BY start_ms DESC, id))"
-            " WHERE place > ? OR nbytes > ?)",
-            (self._retention.records_max, self._retention.bytes_max),
-        )
 
 
 def _tell(jobs: list[_Job], results: list[Any]) -> None:
@@ -352,6 +335,14 @@ def _where(query: Query) -> tuple[str, tuple[Any, ...]]:
             terms.append(term)
             values.append(value)
     return " AND ".join(terms), tuple(values)
+
+
+def _text(value: object) -> str:
+    """JSON. msgspec takes a tenth of the time; what it has no form of (large integers) json has."""
+    try:
+        return _ENCODER.encode(value).decode()
+    except (ValueError, OverflowError):
+        return json.dumps(value)
 
 
 def _object(text: str) -> dict[str, Any]:

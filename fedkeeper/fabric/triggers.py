@@ -160,8 +160,7 @@ class Triggers:
         summary, full = records(execution_id, told, ran)
         key = f"{revision.name}/{execution_id}/{secrets.token_hex(4)}"  # a caller may send one ID twice
         store = self._functions.store
-        await store.begin(key, told["namespace"], revision.name, answer.ran.start_ms, told)
-        await store.end(key, answer.ran.start_ms, summary, full)
+        await store.end(key, told["namespace"], revision.name, ran.start_ms, summary, full)
 
     async def _refused(self, request: web.Request, document: Document) -> int:
         """The status that turns the caller away; 0: it may invoke.

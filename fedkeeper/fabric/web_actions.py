@@ -72,7 +72,7 @@ class WebActions:
         body = await read_body(request, PAYLOAD_MAX_BYTES)
         arguments = _arguments(request, body, entity, caller)
         _, resolved = await self._exported(request, name)  # again: nothing may be awaited before it is used
-        activation = await self._invocations.begin(resolved, arguments, owner)
+        activation = self._invocations.begin(resolved, arguments, owner)
         headers[ACTIVATION_HEADER] = activation.id
         record = await wait(activation, WAIT_MAX_MS)
         if record is None:

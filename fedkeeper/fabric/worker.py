@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import select
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from fedkeeper.fabric.cgroups import Group
 from fedkeeper.fabric.inside import processes
-from fedkeeper.fabric.inside.frames import HEAD_BYTES_MAX, LENGTHS, pack
+from fedkeeper.fabric.inside.frames import Inbox, pack
 from fedkeeper.fabric.model import Revision
 from fedkeeper.fabric.output import Output
 from fedkeeper.fabric.preload import MARK, Zygote
@@ -74,6 +73,23 @@ class Quarters:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class _Channel(asyncio.Protocol):
+    """A worker's answers, handed on as they arrive."""
+
+    def __init__(self, received: Callable[[bytes], None]) -> None:
+        self._received = received
+        self.lost = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of answers."""
+        self._received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed, by us or by the worker: that one's end is told by the kernel."""
+        del exc
+        self.lost.set()
+
+
 class Worker:
     """A process that holds one revision of a function. Made by `start`; `end` kills it and all it started."""
 
@@ -90,9 +106,10 @@ class Worker:
         self.zygote = zygote
         self._inherited_kb = 0  # anonymous memory that it shares with the zygote
         self._pidfd = -1
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
-        self._reading: asyncio.Task[None]
+        self._death = select.poll()
+        self._inbox = Inbox(ANSWER_BYTES_MAX[revision.flavour])
+        self._transport: asyncio.Transport
+        self._channel: _Channel
         self._ids = itertools.count()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self.fault = ""  # why the pool ended it
@@ -118,11 +135,14 @@ class Worker:
         self.pid = forked.pid
         self._inherited_kb = 0 if node else forked.anonymous_kb  # another program shares nothing
         self.output.attach(forked.stdout, forked.stderr)
-        self._reader, self._writer = await asyncio.open_connection(sock=forked.channel)
-        self._reading = asyncio.create_task(self._read(), name=f"worker {self.pid}")
+        loop = asyncio.get_running_loop()
+        self._transport, self._channel = await loop.create_connection(
+            lambda: _Channel(self._received), sock=forked.channel
+        )
         # Its death shows here and not by the channel: a process that the function forked may hold that open.
         self._pidfd = os.pidfd_open(self.pid)  # still its pid: only `zygote.end` reaps it
-        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+        self._death.register(self._pidfd, select.POLLIN)
+        loop.add_reader(self._pidfd, self._exited)
         order = {
             "flavour": "nodejs" if node else revision.flavour,
             "folder": revision.folder,
@@ -134,7 +154,7 @@ class Worker:
             "environment": {**environment, MARK: zygote.mark},
             "node": node,
         }
-        self._writer.write(pack(order, b""))
+        self._transport.write(pack(order, b""))
         return self
 
     @property
@@ -142,9 +162,7 @@ class Worker:
         """False from the moment of its death, or that its end has begun."""
         if self.ending is not None:
             return False
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not self._death.poll(0)
 
     async def call(self, head: Mapping[str, Any], body: bytes, seconds: float) -> Answer:
         """Send a message and wait for its answer. WorkerDied; after `seconds` with the fault "deadline"."""
@@ -152,21 +170,19 @@ class Worker:
             await asyncio.shield(self.ending)
             raise WorkerDied(self.fault, self.status)
         number = next(self._ids)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
         self._pending[number] = answer
+        deadline = loop.call_later(seconds, _late, answer)
         try:
-            async with asyncio.timeout(seconds):
-                self._writer.write(pack({**head, "id": number}, body))
-                with contextlib.suppress(ConnectionError):  # it died: `answer` will say how
-                    await self._writer.drain()
-                return await answer
+            self._transport.write(pack({**head, "id": number}, body))
+            return await answer
         except TimeoutError:
             await self.end("deadline")
             raise WorkerDied("deadline", None) from None
         finally:
+            deadline.cancel()
             self._pending.pop(number, None)
-            if answer.done() and not answer.cancelled():
-                answer.exception()  # seen, also when the deadline came first
 
     def excess(self, table: dict[int, int]) -> str:
         """The fault of a worker that uses more than it may; empty if it does not. Blocking."""
@@ -213,33 +229,26 @@ class Worker:
                 answer.set_exception(WorkerDied(self.fault, self.status))
         self.ended.set()
         self._on_end(self)
-        self._reading.cancel()
-        self._writer.transport.abort()
-        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-            await self._reading
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
+        self._transport.abort()
+        await self._channel.lost.wait()
         self.output.close()
         await asyncio.to_thread(self.quarters.remove)
 
-    async def _read(self) -> None:
+    def _received(self, data: bytes) -> None:
         """Hand each answer to the call that waits for it; end a worker that breaks the protocol."""
-        body_bytes_max = ANSWER_BYTES_MAX[self.revision.flavour]
+        self._inbox.feed(data)
         try:
-            while True:
-                head_bytes, body_bytes = LENGTHS.unpack(await self._reader.readexactly(LENGTHS.size))
-                if head_bytes > HEAD_BYTES_MAX or body_bytes > body_bytes_max:
-                    break
-                head = json.loads(await self._reader.readexactly(head_bytes))
-                body = await self._reader.readexactly(body_bytes)
-                answer = self._pending.get(head["id"])
+            while (message := self._inbox.take()) is not None:
+                answer = self._pending.get(message[0]["id"])
                 if answer is not None and not answer.done():
-                    answer.set_result((head, body))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return  # it is ending: `_exited` is told by the kernel. One that only closed has its deadline
+                    answer.set_result(message)
         except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        self.end("broke the protocol")
+            self.end("broke the protocol")
+
+
+def _late(answer: asyncio.Future[Answer]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 def _usage(folder: Path) -> tuple[int, int]:

@@ -26,9 +26,8 @@ NO_START = "Cannot start action. Check logs for details."
 def serve(channel: socket.socket, order: dict[str, Any], frames: ModuleType) -> None:
     """Answer one init, then runs, one at a time, until the pool closes the channel."""
     entry: Callable[[Any], Any] | None = None
-    with contextlib.suppress(frames.Closed, ConnectionError):
-        while True:
-            head, body = frames.receive(channel)
+    with contextlib.suppress(ConnectionError):
+        for head, body in frames.messages(channel):
             request = json.loads(body)  # of an init: {"main", "env"}; of a run: the arguments
             _environment(head["context"])
             if head["kind"] == "init":
@@ -39,12 +38,9 @@ def serve(channel: socket.socket, order: dict[str, Any], frames: ModuleType) -> 
                 answer, result = {"ok": True}, call(entry, request)
             if len(result) > RESULT_BYTES_MAX:
                 answer, result = {"ok": True, "bytes": len(result)}, result[:HEAD_OF_OVERSIZE_BYTES]
-            for stream in (sys.stdout, sys.stderr):
+            for stream in (sys.stdout, sys.stderr):  # before the answer: then the pool reads the pipes
                 with contextlib.suppress(OSError, ValueError):  # closed by the action
                     stream.flush()
-            for fd in (1, 2):  # the action may have replaced or closed the streams, the pipes are ours
-                with contextlib.suppress(OSError):
-                    os.write(fd, f"{head['marker']}\n".encode())
             channel.sendall(frames.pack({"id": head["id"], **answer}, result))
 
 

@@ -22,6 +22,34 @@ def parents() -> dict[int, int]:
     return table
 
 
+def parents_below(roots: Iterable[int]) -> dict[int, int]:
+    """Of the same table, those that descend from `roots`, without a look at all others of the machine.
+
+    One that is being forked this moment may be missing: for measuring, not for killing.
+    """
+    if not os.path.exists("/proc/thread-self/children"):  # noqa: PTH110 - a kernel without CONFIG_PROC_CHILDREN
+        return parents()
+    table: dict[int, int] = {}
+    queue = list(roots)
+    while queue:
+        parent = queue.pop()
+        for child in _children(parent):
+            table[child] = parent
+            queue.append(child)
+    return table
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - of each thread its own
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:  # noqa: PTH123
+                found += map(int, file.read().split())
+    except OSError:
+        pass  # gone in the meantime
+    return found
+
+
 def descendants(roots: Iterable[int], table: dict[int, int]) -> list[int]:
     """All that descend from `roots`, without them, parents first."""
     children: dict[int, list[int]] = {}

@@ -19,7 +19,6 @@ const LENGTHS_BYTES = 12;
 const folder = process.argv[2];
 const single = path.join(folder, '__main__.js');
 const channel = new net.Socket({ fd: 3, readable: true, writable: true });
-const writeSync = fs.writeSync; // before the action can replace it
 let entry = null;
 
 // The single file of an action that was deployed as text: `main` need not be exported.
@@ -97,17 +96,6 @@ async function run(parameters) {
   }
 }
 
-function mark(fd, marker) {
-  let left = Buffer.from(`${marker}\n`);
-  while (left.length) {
-    try {
-      left = left.subarray(writeSync(fd, left));
-    } catch (error) {
-      if (error.code !== 'EAGAIN') return; // the action closed it
-    }
-  }
-}
-
 async function answer(head, body) {
   const request = JSON.parse(body.toString());
   for (const [key, value] of Object.entries(head.context)) process.env[`__OW_${key.toUpperCase()}`] = value;
@@ -125,8 +113,6 @@ async function answer(head, body) {
       content = content.subarray(0, HEAD_OF_OVERSIZE_BYTES);
     }
   }
-  mark(1, head.marker);
-  mark(2, head.marker);
   const text = Buffer.from(JSON.stringify({ id: head.id, ...told }));
   const lengths = Buffer.alloc(LENGTHS_BYTES);
   lengths.writeUInt32BE(text.length, 0);

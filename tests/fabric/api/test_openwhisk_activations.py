@@ -1,6 +1,8 @@
 """Invoking over the OpenWhisk API, and what is remembered of it."""
 
 import asyncio
+import contextlib
+import sqlite3
 
 import pytest
 
@@ -75,6 +77,37 @@ async def test_a_blocking_wait_that_is_over_is_202_and_the_action_runs_on(fabric
         400,
         "The query parameter 'timeout' was malformed:\nTimeout must be number of milliseconds up to 60000.",
     )
+
+
+def begun(fabric):
+    """The activations that would have a record if the fabric were killed now."""
+    with contextlib.closing(sqlite3.connect(fabric.folder / "fabric.sqlite")) as store:
+        return {row[0] for row in store.execute("SELECT id FROM activations WHERE ended = 0")}
+
+
+@pytest.mark.parametrize("query", ["", "?blocking=true&timeout=1"])
+async def test_an_id_that_was_told_survives_a_kill_of_the_fabric(fabric, query):
+    """It is on disk before the answer says it."""
+    await fabric.put("a")
+    fabric.workers.gate.clear()
+    answer = await fabric.call("POST", f"actions/a{query}", {})
+    assert begun(fabric) == {answer.body["activationId"]}
+    fabric.workers.gate.set()
+    await fabric.ended(answer.body["activationId"])
+    assert begun(fabric) == set()
+
+
+async def test_an_activation_that_lasts_is_on_disk_though_nobody_was_told_of_it(fabric):
+    """The caller of a blocking invocation learns the ID at its end."""
+    await fabric.put("a")
+    fabric.workers.gate.clear()
+    running = asyncio.create_task(fabric.call("POST", "actions/a?blocking=true", {}))
+    for _ in range(500):
+        if found := begun(fabric):
+            break
+        await asyncio.sleep(0.01)
+    fabric.workers.gate.set()
+    assert {(await running).body["activationId"]} == found
 
 
 async def test_a_client_that_goes_away_cancels_nothing(fabric):
