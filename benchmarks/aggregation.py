@@ -121,7 +121,8 @@ def store_update(address: StoreAddress, name: str, nbytes: int, seed: int, round
 
 def _header(sizes: list[int]) -> bytes:
     """As `pack` writes it, of float32 tensors of these sizes."""
-    entries, at = {}, 0
+    entries: dict[str, Any] = {}
+    at = 0
     order = [f"{number:05d}:w" for number in range(len(sizes))]
     entries["__metadata__"] = {"fedkeeper.order": json.dumps(order)}
     for name, size in zip(order, sizes, strict=True):

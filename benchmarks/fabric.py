@@ -23,20 +23,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import web
 
+from benchmarks.load import ECHO, Json, load, request, serving
+from benchmarks.processes import split_cpu
+from benchmarks.reference import piece_us
+from fedkeeper import service
 from fedkeeper.fabric.launch import open_fabric
 
-Json = dict[str, Any]
-ECHO = "def main(args):\n    return args\n"
+ECHO_CODE = "def main(args):\n    return args\n"
 PLAIN = "import os\ndef main(args):\n    return {'pid': os.getpid()}\n"
 # What trains in FedKeeper's client: a compiled Keras model, some steps.
 TRAINING = """
@@ -59,108 +58,19 @@ def main(args):
 """
 
 
-class Caller(asyncio.Protocol):
-    """One connection: a request, its answer, the same request again until the end."""
-
-    def __init__(self, request: bytes, took_s: list[float], end: float) -> None:
-        self._request = request
-        self._took_s = took_s
-        self._end = end
-        self._data = b""
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._send()
-
-    def data_received(self, data: bytes) -> None:
-        """Go on when the answer is whole."""
-        self._data += data
-        head, ends, body = self._data.partition(b"\r\n\r\n")
-        if not ends or len(body) < int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]):
-            return
-        now = time.monotonic()
-        if not head.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(RuntimeError(self._data.decode()))
-        self._took_s.append(now - self._begun)
-        if now < self._end and not self.done.done():
-            self._send()
-        else:
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The end."""
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def _send(self) -> None:
-        self._data = b""
-        self._begun = time.monotonic()
-        self._transport.write(self._request)
-
-
-async def load(url: str, path: str, auth: str, *, callers: int, seconds: float) -> Json:
-    """POST a small object to `path` for so long; requests per second and how long they took."""
-    parts = urlsplit(url)
-    body = json.dumps({"x": "y" * 64}).encode()
-    credentials = base64.b64encode(auth.encode()).decode()
-    request = (
-        f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Authorization: Basic {credentials}\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
-    loop = asyncio.get_running_loop()
-    took_s: list[float] = []
-    began = time.monotonic()
-    running = [Caller(request, took_s, began + seconds) for _ in range(callers)]
-    for caller in running:
-        await loop.create_connection(lambda caller=caller: caller, parts.hostname, parts.port)
-    await asyncio.gather(*(caller.done for caller in running))
-    took_s.sort()
-    at = {f"p{q}_ms": round(took_s[int(len(took_s) * q / 100)] * 1000, 2) for q in (50, 95, 99)}
-    return {"per_s": round(len(took_s) / (time.monotonic() - began)), **at}
-
-
-async def serve_echo() -> None:
-    """The process of the reference: prints its address, then serves for ever."""
-
-    async def echo(request: web.Request) -> web.Response:
-        return web.Response(body=await request.read(), content_type="application/json")
-
-    app = web.Application()
-    app.router.add_post("/{path:.*}", echo)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    print(runner.addresses[0][1], flush=True)
-    await asyncio.Event().wait()
-
-
-@contextmanager
-def echo_server() -> Iterator[str]:
-    """The address of such a process."""
-    command = [sys.executable, "-m", "benchmarks.fabric", "--serve-echo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        finally:
-            process.kill()
-
-
 class Whisk:
     """A client of the fabric's OpenWhisk API."""
 
     def __init__(self, url: str, auth: str, http: aiohttp.ClientSession) -> None:
-        self.url, self.auth, self._http = url, auth, http
+        self.url, self._http = url, http
+        self.login = f"Basic {base64.b64encode(auth.encode()).decode()}"
 
     async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and body of a call under /namespaces/_/."""
-        login = {"Authorization": f"Basic {base64.b64encode(self.auth.encode()).decode()}"}
         url = f"{self.url}/api/v1/namespaces/_/{path}"
-        async with self._http.request(method, url, json=body, headers=login) as answer:
+        async with self._http.request(
+            method, url, json=body, headers={"Authorization": self.login}
+        ) as answer:
             return answer.status, await answer.json()
 
     async def put(self, name: str, code: str, requirements: str = "", memory_mb: int = 256) -> None:
@@ -192,21 +102,38 @@ def _zip(code: str, requirements: str) -> bytes:
     return packed.getvalue()
 
 
-async def warm(whisk: Whisk, echo: str, seconds: float) -> list[Json]:
+async def warm(whisk: Whisk, fabric_pid: int, echo: str, echo_pid: int, seconds: float) -> list[Json]:
     """Blocking invocations next to the bare server."""
-    await whisk.put("echo", ECHO, memory_mb=128)
+    await whisk.put("echo", ECHO_CODE, memory_mb=128)
+    body = json.dumps({"x": "y" * 64}).encode()
     path = "/api/v1/namespaces/_/actions/echo?blocking=true&result=true"
-    await load(whisk.url, path, whisk.auth, callers=8, seconds=1)
+    invoke = request("POST", whisk.url, path, body, Authorization=whisk.login)
+    bare = request("POST", echo, "/", body, Authorization=whisk.login)
+    await load(whisk.url, [invoke] * 8, seconds=1)
     rows = []
     for callers in (1, 8, 64):
-        bare = await load(echo, "/", whisk.auth, callers=callers, seconds=seconds)
-        got = await load(whisk.url, path, whisk.auth, callers=callers, seconds=seconds)
-        ratio = {
-            "of echo": round(got["per_s"] / bare["per_s"], 3),
-            "p50 of echo": round(got["p50_ms"] / max(bare["p50_ms"], 0.01), 1),
+        reference, _, echo_us = await _loaded(echo, echo_pid, [bare] * callers, seconds)
+        got, below_us, own_us = await _loaded(whisk.url, fabric_pid, [invoke] * callers, seconds)
+        row = {
+            **got,
+            "fabric us": own_us,
+            "workers us": below_us,
+            "echo us": echo_us,
+            "cpu of echo": round((own_us + below_us) / echo_us, 1),
+            "of echo": round(got["per_s"] / reference["per_s"], 3),
+            "p50 of echo": round(got["p50_ms"] / max(reference["p50_ms"], 0.01), 1),
         }
-        rows.append(_shown({"warm, callers": callers, **got, **ratio, "echo": bare}))
+        rows.append(_shown({"warm, callers": callers, **row, "echo": reference}))
     return rows
+
+
+async def _loaded(url: str, pid: int, requests: list[bytes], seconds: float) -> tuple[Json, int, int]:
+    """What the callers saw, and CPU per request (us): of what the server has started, and its own."""
+    before = split_cpu(pid)
+    got = await load(url, requests, seconds=seconds)
+    after = split_cpu(pid)
+    below, own = ((after[part] - before[part]) / got["count"] * 1e6 for part in ("below", "own"))
+    return got, round(below), round(own)
 
 
 async def cold(whisk: Whisk, times: int) -> list[Json]:
@@ -288,7 +215,7 @@ def _quiet() -> dict[str, str]:
 
 
 def _shown(row: Json) -> Json:
-    row["load"] = round(os.getloadavg()[0], 1)
+    row |= {"piece us": round(piece_us(), 1), "load": round(os.getloadavg()[0], 1)}
     print(row, flush=True)
     return row
 
@@ -296,21 +223,22 @@ def _shown(row: Json) -> Json:
 async def run(seconds: float, parts: set[str]) -> list[Json]:
     """All parts, one after the other."""
     rows: list[Json] = []
-    with TemporaryDirectory(prefix="fabric") as scratch, echo_server() as echo:
-        fabric = await open_fabric(
-            Path(scratch) / "fabric", namespaces=["guest"], projects=[], linger_s=1, start_timeout_s=120
-        )
+    with TemporaryDirectory(prefix="fabric") as scratch, serving(ECHO) as (echo, echo_pid):
+        folder = Path(scratch) / "fabric"
+        fabric = await open_fabric(folder, namespaces=["guest"], projects=[], linger_s=1, start_timeout_s=120)
         try:
             auth = fabric.address.openwhisk_auth["guest"].get_secret_value()
             timeout = aiohttp.ClientTimeout(total=300)
             connector = aiohttp.TCPConnector(limit=100)
             async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
                 whisk = Whisk(fabric.address.url, auth, http)
-                rows += await warm(whisk, echo, seconds) if "warm" in parts else []
+                pid = service.pid_of(folder, "fabric")
+                assert pid is not None
+                rows += await warm(whisk, pid, echo, echo_pid, seconds) if "warm" in parts else []
                 rows += await cold(whisk, 10) if "cold" in parts else []
                 rows += await memory(whisk, 8) if "memory" in parts else []
                 if "burst" in parts:
-                    await whisk.put("echo", ECHO, memory_mb=128)
+                    await whisk.put("echo", ECHO_CODE, memory_mb=128)
                     rows.append(await burst(whisk, 1000))
         finally:
             await fabric.close()
@@ -325,10 +253,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--parts", default="warm,cold,memory,burst")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--serve-echo", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.serve_echo:
-        asyncio.run(serve_echo())
     rows = asyncio.run(run(chosen.seconds, set(chosen.parts.split(","))))
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))

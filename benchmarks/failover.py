@@ -37,7 +37,7 @@ def once(nodes: list[Node], fault: str, number: int) -> float:
         begun = time.monotonic()
     for node in others:
         node.tell(do="probe", number=number)
-    took_ms = (min(node.hear()["at_s"] for node in others) - begun) * 1000
+    took_ms: float = (min(node.hear()["at_s"] for node in others) - begun) * 1000
     if fault == "kill":
         leader.signal(signal.SIGKILL)
         leader.start()

@@ -52,20 +52,27 @@ def table(rows: list[Row]) -> str:
     """In Markdown; a column for each key of any row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names)]
-    lines += [[str(row.get(name, "")) for name in names] for row in rows]
+    lines += [[_cell(row.get(name, "")) for name in names] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def run(one: Measurement, say: Callable[[str], None]) -> None:
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return str(value)
+
+
+def run(one: Measurement, say: Callable[[str], None]) -> list[Row]:
     """Measure, and say what came of it."""
     with TemporaryDirectory(prefix="figures") as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{one.arguments[0]}", *one.arguments[1:]]
         ended = subprocess.run([*command, "--json", str(file)], check=False)
-        rows = json.loads(file.read_text()) if file.exists() else []
+        rows: list[Row] = json.loads(file.read_text()) if file.exists() else []
     say(f"## {one.title}\n`python -m benchmarks.{' '.join(one.arguments)}`\n\n")
     say(table(rows) if rows else f"failed with code {ended.returncode}\n")
     say("\n")
+    return rows
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,10 @@ async def _measure(
     return rate
 
 
+def _write(bare: Bare, payload: bytes, number: int) -> None:
+    bare.transport.write(payload * number)
+
+
 async def run(kind: str, port: int, folder: Path, seconds: float) -> list[float]:
     """Messages a second under each load."""
     rates = []
@@ -145,12 +150,12 @@ async def run(kind: str, port: int, folder: Path, seconds: float) -> list[float]
         for size, under_way in LOADS:
             payload = b"x" * size
             _, bare = await asyncio.get_running_loop().create_connection(
-                lambda size=size: Bare(size, lambda number: None), "127.0.0.1", port
+                partial(Bare, size, lambda number: None), "127.0.0.1", port
             )
             rates.append(
                 await _measure(
-                    lambda number, payload=payload, bare=bare: bare.transport.write(payload * number),
-                    lambda echoed, bare=bare: setattr(bare, "_echoed", echoed),
+                    partial(_write, bare, payload),
+                    partial(setattr, bare, "_echoed"),
                     under_way=under_way,
                     seconds=seconds,
                 )

@@ -1,12 +1,14 @@
 """What a round costs beside the training: real keepers, fabric, mongod and functions; nobody trains.
 
     python -m benchmarks.rounds
-    python -m benchmarks.rounds --cases 10x10KB,100x10KB,1000x10KB,10x6.65MB --json rounds.json
-    python -m benchmarks.rounds --cases 100x6.65MB,10x100MB
+    python -m benchmarks.rounds --cases 10x10KB,100x10KB,1000x10KB,10x6.65MB --runs 3 --json rounds.json
+    python -m benchmarks.rounds --cases 100x10KB --keepers 1,3,5
 
 Clients read the weights, move them a little, check and store them; the aggregator is the product's own.
-Figures are medians over the rounds after the first. The floor is measured in the same run, in one process:
-the same bytes read and written by pymongo's GridFS, and averaged by numpy as they come.
+Figures of a run are medians over its rounds after the first (CPU: their mean); with several runs, medians
+over these. Two floors are measured in each run, in one process: the same bytes read and written by bare
+pymongo (a document up to 1 MB, GridFS above), and the same bytes averaged by numpy as they come.
+docs/benchmarks.md says what the columns mean.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +28,10 @@ import numpy as np
 import psutil
 
 from benchmarks.lab import Json, Lab, in_own_network
+from benchmarks.processes import Meter
+from benchmarks.reference import piece_us
 from fedkeeper import service
+from fedkeeper.runtime.mongo import CHUNK_BYTES, INLINE_BYTES_MAX
 from fedkeeper.weights.embedded import SERVICE_NAME
 
 FUNCTIONS = Path(__file__).parent / "functions"
@@ -71,46 +75,14 @@ class RoundsLab(Lab):
         return config
 
 
-class Meter:
-    """CPU and memory of the lab's processes and of everything below them."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._roots = {one.name: psutil.Process(one.process.pid) for one in lab.keepers if one.process}
-        embedded = lab.folder / "embedded"
-        for part, name in (("fabric", "fabric"), ("mongo", SERVICE_NAME)):
-            if (pid := service.pid_of(embedded / part, name)) is not None:
-                self._roots[part] = psutil.Process(pid)
-        self.peak_mb: dict[str, float] = {}
-
-    def cpu(self) -> dict[str, float]:
-        """CPU seconds so far, those of ended children included."""
-        return {name: _cpu(root) for name, root in self._roots.items()}
-
-    def look(self) -> None:
-        """Remember the largest process of each part (USS, MB)."""
-        for name, root in self._roots.items():
-            for one in _tree(root):
-                try:
-                    memory = one.memory_full_info().uss / 2**20
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-                self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), memory)
-
-
-def _cpu(root: psutil.Process) -> float:
-    while True:
-        try:
-            return sum(sum(one.cpu_times()[:4]) for one in _tree(root))
-        except psutil.NoSuchProcess:  # ended meanwhile: its parent has its seconds now
-            continue
-
-
-def _tree(root: psutil.Process) -> Iterator[psutil.Process]:
-    yield root
-    try:
-        yield from root.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
+def meter_of(lab: Lab) -> Meter:
+    """Of the keepers, the fabric and mongod, each with what is below it."""
+    roots = {one.name: one.process.pid for one in lab.keepers if one.process}
+    embedded = lab.folder / "embedded"
+    for part, name in (("fabric", "fabric"), ("mongo", SERVICE_NAME)):
+        if (pid := service.pid_of(embedded / part, name)) is not None:
+            roots[part] = pid
+    return Meter(roots)
 
 
 def measure(case: Case, rounds: int, keepers: int) -> Json:
@@ -120,7 +92,7 @@ def measure(case: Case, rounds: int, keepers: int) -> Json:
         lab.case = case
         lab.memory_mb = max(128, 4 * case.nbytes // 10**6)
         with lab.opened():
-            meter = Meter(lab)
+            meter = meter_of(lab)
             run = lab.submit()
             begun, looked = None, 0
             while True:
@@ -145,15 +117,22 @@ def measure(case: Case, rounds: int, keepers: int) -> Json:
                 for one in seen["history"][1:] or seen["history"]
             ]
             parts = {name: round((after[name] - before[name]) / counted, 3) for name in after}
-            floor_s = floor(lab, case)
-    last = seen["history"][-1]
+            store, average = store_floor(lab, case), average_floor(case)
+    last, wall_s, cpu_s = seen["history"][-1], statistics.median(walls), sum(parts.values())
     return {
         "case": case.label,
-        "wall s": round(statistics.median(walls), 3),
+        "clients": case.clients,
+        "bytes": case.nbytes,
+        "keepers": keepers,
+        "wall s": round(wall_s, 3),
         "first s": round((seen["history"][0]["aggregated_ms"] - seen["history"][0]["started_ms"]) / 1000, 2),
-        "floor s": round(floor_s, 3),
-        "wall / floor": round(statistics.median(walls) / floor_s, 1),
-        "cpu s": round(sum(parts.values()), 2),
+        "cpu s": round(cpu_s, 3),
+        "store floor s": round(store.wall_s, 4),
+        "store floor cpu s": round(store.cpu_s, 4),
+        "average floor s": round(average.wall_s, 5),
+        "wall / store": round(wall_s / store.wall_s, 1),
+        "cpu / store": round(cpu_s / store.cpu_s, 1),
+        "wall / average": round(wall_s / average.wall_s, 1),
         "cpu s by part": parts,
         "largest MB": {name: round(value) for name, value in meter.peak_mb.items()},
         "last round s": {
@@ -161,24 +140,72 @@ def measure(case: Case, rounds: int, keepers: int) -> Json:
             "updates": (last["trained_ms"] - last["started_ms"]) / 1000,
             "aggregate": last["aggregate_s"],
         },
+        "piece us": round(piece_us(), 1),
         "load": round(psutil.getloadavg()[0], 1),
     }
 
 
-def floor(lab: Lab, case: Case) -> float:
-    """Seconds for the same bytes in one process: each update written, read and averaged, one by one."""
-    store = gridfs.GridFSBucket(lab.mongo["lab"], "floor", chunk_size_bytes=8 * 2**20)
+def median_of(rows: list[Json]) -> Json:
+    """The medians of several runs of one case, figure by figure."""
+
+    def middle(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: middle([one[name] for one in values]) for name in values[0]}
+        return values[0] if isinstance(values[0], str) else round(statistics.median(values), 5)
+
+    return {**{name: middle([row[name] for row in rows]) for name in rows[0]}, "runs": len(rows)}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the least that could do it takes: one process, all processors' time (ours and mongod's)."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def store_floor(lab: Lab, case: Case) -> Floor:
+    """By bare pymongo: per client, the weights read, its update written, and read again for the average."""
+    files = gridfs.GridFSBucket(lab.mongo["lab"], "floor", chunk_size_bytes=CHUNK_BYTES)
+    documents = lab.mongo["lab"]["floor"]
+    data = np.ones(case.nbytes // 4, np.float32).tobytes()
+
+    def write(name: str) -> None:
+        if len(data) <= INLINE_BYTES_MAX:
+            documents.insert_one({"_id": name, "data": data})
+        else:
+            files.upload_from_stream_with_id(name, name, data)
+
+    def read(name: str) -> None:
+        if len(data) <= INLINE_BYTES_MAX:
+            assert documents.find_one({"_id": name}) is not None
+        else:
+            with files.open_download_stream(name) as stream:
+                stream.read()
+
+    write("weights")
+    mongod = Meter({"mongo": meter_of(lab).pid_of("mongo")})
+    begun, cpu, theirs = time.monotonic(), time.process_time(), mongod.cpu()["mongo"]
+    for number in range(case.clients):
+        read("weights")
+        write(f"update {number}")
+        read(f"update {number}")
+    wall_s = time.monotonic() - begun
+    cpu_s = time.process_time() - cpu + mongod.cpu()["mongo"] - theirs
+    for name in ("floor", "floor.files", "floor.chunks"):
+        lab.mongo["lab"][name].drop()
+    return Floor(wall_s, max(cpu_s, 0.001))
+
+
+def average_floor(case: Case) -> Floor:
+    """By numpy, from memory: every update added to a float64 sum, then divided."""
     update = np.ones(case.nbytes // 4, np.float32)
     total = np.zeros(len(update), np.float64)
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), time.process_time()
     for _ in range(case.clients):
-        name = store.upload_from_stream("update", update.tobytes())
-        with store.open_download_stream(name) as stream:
-            total += np.frombuffer(stream.read(), np.float32)
-    took_s = time.monotonic() - begun
-    for part in ("files", "chunks"):
-        lab.mongo["lab"][f"floor.{part}"].drop()
-    return took_s
+        total += update
+    (total / case.clients).astype(np.float32)
+    return Floor(time.monotonic() - begun, time.process_time() - cpu)
 
 
 def main() -> int:
@@ -188,16 +215,18 @@ def main() -> int:
     )
     parser.add_argument("--cases", default="10x10KB,100x10KB,10x6.65MB")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--keepers", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--keepers", default="3")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     in_own_network()
-    rows: list[dict[str, Any]] = []
-    for case in map(Case.read, chosen.cases.split(",")):
-        rows.append(measure(case, chosen.rounds, chosen.keepers))
-        print(json.dumps(rows[-1], indent=1), flush=True)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
+    rows: list[Json] = []
+    for keepers in map(int, chosen.keepers.split(",")):
+        for case in map(Case.read, chosen.cases.split(",")):
+            rows.append(median_of([measure(case, chosen.rounds, keepers) for _ in range(chosen.runs)]))
+            print(json.dumps(rows[-1], indent=1), flush=True)
+            if chosen.json:  # what there is, should a later case fail
+                chosen.json.write_text(json.dumps(rows, indent=1))
     return 0
 
 
