@@ -15,7 +15,7 @@ import pytest
 from bson import ObjectId
 from pymongo.asynchronous.cursor import AsyncCursor
 
-from fedkeeper.errors import ObjectDamaged, StoreRefused, StoreUnavailable
+from fedkeeper.errors import ObjectDamaged, ObjectMissing, StoreRefused, StoreUnavailable
 from fedkeeper.runtime import wire
 from fedkeeper.runtime.store import open_store
 from fedkeeper.weights.mongo import MongoUpdates
@@ -143,11 +143,26 @@ async def test_a_mongod_that_hangs_is_given_up_too(mongo, address):
     objects.close()
 
 
+async def test_what_was_read_by_its_hash_is_read_once(address):
+    """The clients of a round that share a worker train the same weights; each gets arrays of its own."""
+    objects = open_store(address)
+    ref = objects.put("run/w0", SMALL, run="run", round_no=0)
+    first = objects.get("run/w0", sha256=ref.sha256)
+    first["w"][0] = 7
+    objects._objects.delete_one({"_id": "run/w0"})
+    np.testing.assert_array_equal(objects.get("run/w0", sha256=ref.sha256)["w"], SMALL["w"])
+    with pytest.raises(ObjectMissing):
+        objects.get("run/w0")
+    with pytest.raises(ObjectMissing):
+        objects.get("run/w0", sha256="0" * 64)
+    objects.close()
+
+
 async def test_the_sweep_takes_half_uploads_and_leaves_named_blobs(address):
     """Files that no manifest names and chunks without a file go, when they are old enough."""
     objects, updates = open_store(address), MongoUpdates(address)
     ref = objects.put("run/w0", LARGE, run="run", round_no=0)
-    objects._blobs.upload_from_stream("unnamed", b"x" * 3_000_000)
+    objects._bucket.upload_from_stream("unnamed", b"x" * 3_000_000)
     chunks = objects._database[f"{address.collection}.blobs.chunks"]
     chunks.insert_many({"files_id": ObjectId("0" * 24), "n": n, "data": b"x"} for n in range(3))
     assert await updates.sweep(older_than_s=86_400) == 1  # that id is of 1970
