@@ -55,7 +55,8 @@ class ScaleLab(Lab):
 
     def _config(self) -> Json:
         config = super()._config()
-        config["keepers"] |= {"timing": "steady", "lease_s": 1.5}
+        # Applying a takeover takes time in proportion to what is outstanding, in which no heartbeat is sent.
+        config["keepers"] |= {"timing": "patient", "lease_s": 6.0}
         address = f"http://127.0.0.1:{self.port or 1}"
         config["providers"] = {"openwhisk": {"ow": {"auth": {"ow_api_host": address, "ow_auth": AUTH}}}}
         config["scenarios"]["federated_learning"]["limits"] |= {"keep_rounds": 1, "client_timeout_s": 120}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeVar
@@ -248,7 +248,8 @@ class _Work:
         self._providers = providers
         self._clock = clock
         self._throttle_wait_s = throttle_wait_s
-        self._slots = asyncio.Semaphore(max(1, in_flight_max))
+        self._in_flight_max = max(1, in_flight_max)
+        self._slots = asyncio.Semaphore(self._in_flight_max)
         self._listed: dict[str, asyncio.Task[dict[str, Deployed] | FedKeeperError]] = {}
 
     async def each(
@@ -257,14 +258,26 @@ class _Work:
         act: Callable[[T, Deployed | None, Provider], Awaitable[Line]],
     ) -> tuple[Line, ...]:
         """`act` on every item, a function named twice only once; a FedKeeperError becomes its line."""
-        unique = dict(items)
+        unique, lines = dict(items), dict[Target, Line]()
         for target in unique:
             self._provider(target.cluster)
         async with asyncio.TaskGroup() as group:
             for cluster in {target.cluster for target in unique} - self._listed.keys():
                 self._listed[cluster] = group.create_task(self._settled(cluster))
-            tasks = [group.create_task(self._one(target, item, act)) for target, item in unique.items()]
-        return tuple(task.result() for task in tasks)
+            for cluster in {target.cluster for target in unique}:
+                left = iter([(target, item) for target, item in unique.items() if target.cluster == cluster])
+                for _ in range(self._in_flight_max):  # whichever is free takes the next one
+                    group.create_task(self._some(left, act, lines))
+        return tuple(lines[target] for target in unique)
+
+    async def _some(
+        self,
+        left: Iterator[tuple[Target, T]],
+        act: Callable[[T, Deployed | None, Provider], Awaitable[Line]],
+        lines: dict[Target, Line],
+    ) -> None:
+        for target, item in left:
+            lines[target] = await self._one(target, item, act)
 
     async def owned(self, owner: str) -> list[Target]:
         """What is on any cluster and belongs to that experiment; nothing of one that cannot be listed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from fedkeeper.errors import (
     TaskError,
 )
 from fedkeeper.keeper.invoking import Invoker, Order
+from fedkeeper.keeper.lanes import Lane
 from fedkeeper.keeper.lease import Lease
 from fedkeeper.keeper.ports import Deployer, Reports
 from fedkeeper.keeper.proposing import Proposer, outstanding, together, unfinished
@@ -94,7 +95,8 @@ class Engine:
             clock=tools.clock,
         )
         self._changed = asyncio.Event()  # there may be work now
-        self._tasks: set[asyncio.Task[None]] = set()  # one per intent under way: bounded by the outbox
+        self._lanes: dict[str, Lane] = {}  # invocations to be sent, by cluster: bounded by the outbox
+        self._tasks: set[asyncio.Task[None]] = set()  # bounded by the lanes' widths
         self._end: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
@@ -125,6 +127,8 @@ class Engine:
         finally:
             stop()
             self.lease.revoke()
+            for lane in self._lanes.values():
+                lane.clear()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -143,16 +147,23 @@ class Engine:
         claims, known = await asyncio.gather(  # together: what is to be invoked waits for both
             self._tools.store.claims(keys), self._tools.store.outcomes(keys)
         )
-        for attempt in unsure:
-            if attempt.key not in claims and attempt.key not in known:
-                self._start(self._perform_again(Invoke(run=attempt.run, key=attempt.key)))
+        self._start(
+            self._perform_again(
+                [
+                    Invoke(run=attempt.run, key=attempt.key)
+                    for attempt in unsure
+                    if attempt.key not in claims and attempt.key not in known
+                ]
+            )
+        )
         await together(self._proposer.sent(key, claim.activation_id) for key, claim in claims.items())
         log.info("took over", attempts=len(unsure), already_running=len(claims), already_done=len(known))
 
-    async def _perform_again(self, intent: Invoke) -> None:
+    async def _perform_again(self, intents: Iterable[Invoke]) -> None:
         if self._grace_s:
             await self._tools.clock.sleep(self._grace_s)
-        await self._perform(intent)
+        for intent in intents:
+            self._perform(intent)
 
     # --- the lease -------------------------------------------------------------------------------
 
@@ -193,7 +204,7 @@ class Engine:
             say = log.debug if stale else log.info
             say("rejected", command=type(command).__name__, reason=applied.rejected)
         for intent in applied.intents:
-            self._start(self._perform(intent))
+            self._perform(intent)
         self._changed.set()
         self._watch.changed.set()
 
@@ -213,18 +224,20 @@ class Engine:
         if self._end is not None and not self._end.done():
             self._end.set_exception(exc)
 
-    async def _perform(self, intent: Intent) -> None:
+    def _perform(self, intent: Intent) -> None:
         match intent:
             case Invoke():
-                found = self._unsent(intent)
-                if found is not None and found[1].kind is Kind.DEPLOY:
-                    await self._deploy(*found)
-                elif found is not None:
-                    async with self._tools.invoker.slot(invoked_on(*found)[0]):
-                        if (still := self._unsent(intent)) is not None:
-                            await self._invoke(*still)
+                if (found := self._unsent(intent)) is None:
+                    return
+                if found[1].kind is Kind.DEPLOY:
+                    self._start(self._deploy(*found))
+                    return
+                cluster = invoked_on(*found)[0]
+                if cluster not in self._lanes:
+                    self._lanes[cluster] = Lane(self._tools.invoker.in_flight_max(cluster), self._start)
+                self._lanes[cluster].add(lambda: self._invoke(intent))
             case Prune():
-                await self._prune(intent)
+                self._start(self._prune(intent))
             case _:
                 pass  # for the reports
 
@@ -255,7 +268,11 @@ class Engine:
             log.warning("deployment failed", run=run.spec.run, problem=str(exc))
             await self._proposer.failed(attempt.key, f"{exc}{f' ({exc.hint})' if exc.hint else ''}")
 
-    async def _invoke(self, run: Run, attempt: Attempt) -> None:
+    async def _invoke(self, intent: Invoke) -> None:
+        if (found := self._unsent(intent)) is None:
+            return
+        run, attempt = found
+
         async def taken(activation_id: str) -> None:
             await self._proposer.sent(attempt.key, activation_id)
 

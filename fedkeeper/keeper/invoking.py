@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -36,7 +35,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoker:
-    """Sends invocations to the platforms, a bounded number of requests at once to each."""
+    """Sends invocations to the platforms; who calls it keeps to `in_flight_max`."""
 
     providers: Mapping[str, Provider]
     store: UpdateStore
@@ -45,16 +44,9 @@ class Invoker:
     platform_wait_s: float  # for one that cannot be reached: nothing was sent, so sending again is safe
     platform_pause_max_s: float  # between two tries in that wait
     look_again_s: float  # after an unanswered request, before the store is asked who claimed the key
-    _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
-
-    def slot(self, cluster: str) -> asyncio.Semaphore:
-        """What whoever sends to `cluster` waits for first, before it makes anything ready for that."""
-        if cluster not in self._slots:
-            self._slots[cluster] = asyncio.Semaphore(self.in_flight_max(cluster))
-        return self._slots[cluster]
 
     async def send(self, order: Order) -> None:
-        """Send until it is taken, or nobody can tell, and the attempt's deadline decides. In a slot.
+        """Send until it is taken, or nobody can tell, and the attempt's deadline decides.
 
         Bounded by SAME_KEY_MAX and by the attempt's deadline. Raises ProviderError if it failed, EpochOver
         when the lease is gone for good.

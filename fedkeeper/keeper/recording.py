@@ -14,6 +14,7 @@ from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import Applied, Attempt, AttemptStatus, Command, Kind, RoundCommitted, Run, State
 from fedkeeper.core.persistent import Grown
 from fedkeeper.errors import EpochOver, FedKeeperError, ProviderError
+from fedkeeper.keeper.lanes import Lane, Work
 from fedkeeper.keeper.lease import Lease
 from fedkeeper.keeper.ports import Record, Reports
 from fedkeeper.keeper.tasks import invoked_on
@@ -49,8 +50,10 @@ class Recorder:
         self._all: Mapping[str, Run] = {}  # as last looked at
         self._runs: dict[str, Run] = {}  # those of them that are reported
         self._known: dict[str, set[tuple[str, AttemptStatus]]] = {}
-        self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
-        self._tasks: dict[str, set[asyncio.Task[None]]] = {}  # by run; bounded by the attempts of two rounds
+        self._lane = Lane(FETCHES_AT_ONCE, self._start)
+        self._fetching: set[asyncio.Task[None]] = set()
+        # What is to be written yet, by run: bounded by the attempts of two rounds.
+        self._tasks: dict[str, set[asyncio.Future[None]]] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -61,7 +64,8 @@ class Recorder:
             await asyncio.get_running_loop().create_future()
         finally:
             stop()
-            tasks = [task for tasks in self._tasks.values() for task in tasks]
+            self._lane.clear()
+            tasks = [*self._fetching, *(task for tasks in self._tasks.values() for task in tasks)]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -97,7 +101,7 @@ class Recorder:
             seen = (attempt.key, attempt.status)  # an update that counted may be refused later
             if seen not in known and attempt.kind is not Kind.DEPLOY:
                 known.add(seen)
-                self._spawn(name, self._record, run, attempt)
+                self._queue(name, run, attempt)
         if committed:  # rounds that are over for good are in `ended` no more
             known &= {(attempt.key, attempt.status) for attempt in run.ended}
         if run.phase in ENDED and (before is None or before.phase not in ENDED):
@@ -108,6 +112,28 @@ class Recorder:
         task = asyncio.ensure_future(_until_over(act, *args))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+
+    def _queue(self, name: str, run: Run, attempt: Attempt) -> None:
+        """An attempt's record is fetched and written when its turn comes."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        left = self._tasks.setdefault(name, set())
+        left.add(written)
+        written.add_done_callback(left.discard)
+
+        async def record() -> None:
+            try:
+                if not written.done():  # the run was forgotten
+                    await _until_over(self._record, run, attempt)
+            finally:
+                if not written.done():
+                    written.set_result(None)
+
+        self._lane.add(record)
+
+    def _start(self, work: Work) -> None:
+        task = asyncio.ensure_future(work)
+        self._fetching.add(task)
+        task.add_done_callback(self._fetching.discard)
 
     async def _begin(self, run: Run) -> None:
         await self._lease.hold()  # only who conducts writes: on a shared folder two would mix their lines
@@ -120,8 +146,7 @@ class Recorder:
     async def _record(self, run: Run, attempt: Attempt) -> None:
         cluster, function = invoked_on(run, attempt)
         provider = self._providers[cluster]
-        async with self._slots:
-            activation = await self._fetch(provider, attempt) if attempt.activation_id else None
+        activation = await self._fetch(provider, attempt) if attempt.activation_id else None
         record = Record(
             attempt=attempt,
             cluster=cluster,
@@ -144,7 +169,7 @@ class Recorder:
             await self._clock.sleep(TRY_AGAIN_S)
         return None
 
-    async def _end(self, run: Run, before: tuple[asyncio.Task[None], ...]) -> None:
+    async def _end(self, run: Run, before: tuple[asyncio.Future[None], ...]) -> None:
         """Once its records are in, or RECORDS_WAIT_S later."""
         if before:
             await asyncio.wait(before, timeout=RECORDS_WAIT_S)
