@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import crypt, jwt
 
 API_AUDIENCE: Final = "https://cloudfunctions.googleapis.com/"
+# gcloud's own client: `gcloud functions call` sends an ID token for it, whatever function it calls.
+GCLOUD_AUDIENCE: Final = "32555940559.apps.googleusercontent.com"
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _GOOGLE_ENDPOINT: Final = "https://oauth2.googleapis.com/token"
 LIFETIME_S: Final = 3600
@@ -83,8 +85,8 @@ class Authority:
         return identity
 
     def function_caller(self, token: str, audience: str) -> Identity:
-        """Who calls a function, by an ID token of ours for exactly that URL. TokenRefused."""
-        return self._issued(token, audience)
+        """Who calls a function, by an ID token of ours for exactly that URL, or gcloud's. TokenRefused."""
+        return self._issued(token, audience, GCLOUD_AUDIENCE)
 
     def certificates(self) -> dict[str, str]:
         """The public keys that verify our tokens, by key ID (PEM)."""
@@ -113,8 +115,8 @@ class Authority:
         }  # fmt: skip
         return str(jwt.encode(self._signer, claims).decode())
 
-    def _issued(self, token: str, audience: str) -> Identity:
-        claims = _verified(token, self._own_key, self._key_id, audience)
+    def _issued(self, token: str, *audiences: str) -> Identity:
+        claims = _verified(token, self._own_key, self._key_id, audiences)
         email = str(claims.get("email"))
         if claims.get("iss") != self.issuer or email not in self._keys:
             raise TokenRefused("the token was issued by or to somebody else")
@@ -125,7 +127,7 @@ class Authority:
         if email not in self._keys:
             raise TokenRefused("the token's issuer is not known")
         key, key_id, project = self._keys[email]
-        claims = _verified(token, key, key_id, None)
+        claims = _verified(token, key, key_id, ())
         if claims.get("sub", email) != email or claims["exp"] - claims["iat"] > LIFETIME_S + _SKEW_S:
             raise TokenRefused("the token is for another subject, or lives too long")
         return Identity(email=email, project=project), claims
@@ -153,15 +155,15 @@ def bearer(header: str | None) -> str:
 
 
 def _unverified(token: str) -> Mapping[str, Any]:
-    return _decode(token, None, "", None)
+    return _decode(token, None, "", ())
 
 
-def _verified(token: str, key: bytes, key_id: str, audience: str | None) -> Mapping[str, Any]:
-    return _decode(token, key, key_id, audience)
+def _verified(token: str, key: bytes, key_id: str, audiences: Sequence[str]) -> Mapping[str, Any]:
+    return _decode(token, key, key_id, audiences)
 
 
-def _decode(token: str, key: bytes | None, key_id: str, audience: str | None) -> Mapping[str, Any]:
-    """The claims; with a `key`, after key ID, signature, times and audience were checked."""
+def _decode(token: str, key: bytes | None, key_id: str, audiences: Sequence[str]) -> Mapping[str, Any]:
+    """The claims; with a `key`, after key ID, signature, times and audience (one of them; none: any)."""
     if not token or len(token) > _TOKEN_MAX_CHARS:
         raise TokenRefused("there is no token, or it is too long")
     try:
@@ -171,7 +173,11 @@ def _decode(token: str, key: bytes | None, key_id: str, audience: str | None) ->
         if key is not None and header.get("kid", key_id) != key_id:
             raise TokenRefused("the token names a key that is not its issuer's")
         claims = jwt.decode(
-            token, certs=key, verify=key is not None, audience=audience, clock_skew_in_seconds=_SKEW_S
+            token,
+            certs=key,
+            verify=key is not None,
+            audience=list(audiences) or None,
+            clock_skew_in_seconds=_SKEW_S,
         )
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         # google-auth checks shapes only in part: of a hostile token it may raise any of these

@@ -206,7 +206,9 @@ def failure(
             cluster, function, f"login refused: {type(exc).__name__}", hint=_LOGIN_HINT
         )
     if isinstance(exc, requests.TooManyRedirects):
-        return RequestRefused(cluster, function, "redirected, not followed", hint="check api_endpoint")
+        problem = "redirected, and credentials are not taken elsewhere"
+        hint = "api_endpoint must be the platform itself; https instead of http?"
+        return RequestRefused(cluster, function, problem, hint=hint)
     if isinstance(exc, requests.RequestException):
         if not wrote or _never_connected(exc):
             return ProviderUnavailable(cluster, function, f"no answer: {type(exc).__name__}")

@@ -14,7 +14,7 @@ from google.auth import crypt, jwt
 from google.auth.transport.requests import Request
 from google.oauth2 import id_token, service_account
 
-from fedkeeper.fabric.tokens import new_private_key
+from fedkeeper.fabric.tokens import GCLOUD_AUDIENCE, new_private_key
 from tests.fabric.api.conftest import zipped
 from tests.fabric.api.google import ECHO, PARENT, SOON, Caller
 
@@ -79,6 +79,14 @@ async def test_no_token_is_403_and_a_good_one_is_200(fabric, deployed):
     seen = fabric.workers.requests
     assert seen[0].headers["Authorization"].endswith(".SIGNATURE_REMOVED_BY_GOOGLE")
     assert deployed.good.rpartition(".")[2] not in str([one.headers for one in seen])
+
+
+async def test_gcloud_calls_with_a_token_for_itself(fabric, deployed):
+    """`gcloud functions call` has one for its own client ID, which every function takes; the rest holds."""
+    ours = deployed.forge(aud=GCLOUD_AUDIENCE)
+    for token, status in ((ours, 200), (deployed.forge(aud=GCLOUD_AUDIENCE, key=new_private_key()), 401)):
+        async with fabric.http.post(deployed.url, headers={"Authorization": f"Bearer {token}"}) as answer:
+            assert answer.status == status
 
 
 async def test_the_fabrics_tokens_verify_with_googles_library(fabric, deployed):
