@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from fedkeeper.errors import ServiceError
-from fedkeeper.fabric.openwhisk_entities import Refused, check_name
+from fedkeeper.fabric.openwhisk_entities import Bounds, Refused, check_name
 from fedkeeper.fabric.openwhisk_exec import DEFAULTS, KINDS, is_image
 from fedkeeper.fabric.tokens import new_private_key
 
@@ -47,6 +47,12 @@ class Settings:
     images: dict[str, str] = field(default_factory=dict)  # OpenWhisk image -> kind that stands in for it
     idle_s: float = 600.0  # a warm worker ends after so long without work
     linger_s: float = 60.0  # the fabric ends after so long without users and work
+
+    def bounds(self) -> Bounds:
+        """What OpenWhisk's namespaces may ask for."""
+        return Bounds(
+            memory_mb=(128, max(512, self.memory_mb)), invocations_per_minute=self.invocations_per_minute
+        )
 
     def fixed(self) -> dict[str, Any]:
         """What stays as it is while the fabric runs, as JSON; each user asks anew for the rest."""

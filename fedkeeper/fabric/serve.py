@@ -29,7 +29,6 @@ from fedkeeper.fabric.credentials import (
     remember_port,
 )
 from fedkeeper.fabric.front import Front, FrontSettings, listen, open_front
-from fedkeeper.fabric.openwhisk_entities import Bounds
 from fedkeeper.fabric.pool import Pool
 
 NAME: Final = "fabric"
@@ -103,10 +102,7 @@ async def open_fabric_server(
                     connections=ConnectionBounds(connections_max=_connections_max(settings)),
                     payload_bytes_max=settings.payload_mb_max * MEGABYTE,
                     share_workers=settings.share_workers,
-                    bounds=Bounds(
-                        memory_mb=(128, max(512, settings.memory_mb)),
-                        invocations_per_minute=settings.invocations_per_minute,
-                    ),
+                    bounds=settings.bounds(),
                     images=settings.images,
                 ),
                 reload=reload,

@@ -206,7 +206,7 @@ def test_a_kind_that_a_namespace_may_not_use_is_told(tmp_path: Path, settings, r
     experiment = load(config(tmp_path, change))
     found = list(limits.refusals(experiment, "ow_here", PlatformLimits(runtimes=runtimes)))
     assert bool(found) is bool(key)
-    assert all(f"nodeinfo.openwhisk.{key}," in one.way_out for one in found)
+    assert all(one.way_out.endswith(f"nodeinfo.openwhisk.{key}") for one in found)
 
 
 async def test_a_cluster_that_does_not_tell_its_limits_is_no_fault(tmp_path: Path, platform):
@@ -221,3 +221,20 @@ async def test_a_cluster_that_does_not_tell_its_limits_is_no_fault(tmp_path: Pat
     found = [one async for one in reaching.platforms(experiment, timeout_s=20)]
     assert [one.verdict for one in found] == [Verdict.OK, Verdict.NOTE]
     assert "does not tell its limits" in found[1].found
+
+
+def test_what_an_embedded_cluster_would_refuse_is_told_without_asking(tmp_path: Path):
+    """The ancestor's files ask for 100 activations in one container; and users may set a bound."""
+
+    def change(tree):
+        tree["embedded"] = {"invocations_per_minute": 3}
+        functions = tree["scenarios"]["federated_learning"].setdefault("functions", {})
+        functions["fl_client"] = {"openwhisk": {"concurrency": "100"}}
+
+    found = list(limits.of_embedded(load(config(tmp_path, change))))
+    assert [one.verdict for one in found] == [Verdict.MISSING, Verdict.NOTE]
+    assert "fl_client asks for concurrency 100, and 1 to 1 are allowed" in found[0].found
+    assert found[0].way_out == "change scenarios.federated_learning.functions.fl_client.openwhisk.concurrency"
+    assert "3 invocations per minute" in found[1].found
+    assert "embedded.invocations_per_minute" in found[1].way_out
+    assert not list(limits.of_embedded(load(config(tmp_path))))

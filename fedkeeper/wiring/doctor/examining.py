@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from fedkeeper.config import Experiment
-from fedkeeper.wiring.doctor import machine, places, reaching
+from fedkeeper.wiring.doctor import limits, machine, places, reaching
 from fedkeeper.wiring.doctor.findings import Finding
 from fedkeeper.wiring.doctor.needs import NOTHING, needs_of
 
@@ -45,6 +45,8 @@ async def examine(experiment: Experiment | None, *, timeout_s: float) -> AsyncIt
     if experiment is None:
         return
     for found in await asyncio.to_thread(reaching.functions, experiment):
+        yield found
+    for found in limits.of_embedded(experiment):
         yield found
     for ask in (reaching.platforms, reaching.store, reaching.keepers):
         async for found in ask(experiment, timeout_s=timeout_s):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedkeeper.config import Experiment, Learning
 from fedkeeper.config.functions import Function
+from fedkeeper.fabric.credentials import Settings
 from fedkeeper.providers.base import PlatformLimits
 from fedkeeper.wiring.doctor.findings import Finding, missing, note
 from fedkeeper.wiring.packages import learning_targets
@@ -23,14 +24,18 @@ class Asked:
 
 def refusals(experiment: Experiment, cluster: str, limits: PlatformLimits) -> Iterator[Finding]:
     """Deployments that the platform would refuse, and invocations of a round that would be held up."""
-    platform = experiment.cluster(cluster).platform
+    found = experiment.cluster(cluster)
+    platform, embedded = found.platform, found.embedded
+    raising = "have the cluster's operator raise the limit"
+    if embedded:
+        raising = "raise embedded.invocations_per_minute"
     for asked in asked_of(experiment, cluster):
         at = f"scenarios.{asked.scenario}.functions.{asked.function}.{platform}"
-        for key, found, allowed in _outside(asked.settings, limits):
+        for key, wanted, allowed in _outside(asked.settings, limits):
             yield missing(
                 f"cluster {cluster}",
-                f"{asked.function} asks for {found}, and {allowed}: its deployment would be refused",
-                f"change {at}.{key}, or have the cluster's operator raise the limit",
+                f"{asked.function} asks for {wanted}, and {allowed}: its deployment would be refused",
+                f"change {at}.{key}" + ("" if embedded else f", or {raising}"),
             )
     at_once = _per_round(experiment, cluster)
     for allowed_count, what in (
@@ -42,8 +47,23 @@ def refusals(experiment: Experiment, cluster: str, limits: PlatformLimits) -> It
                 f"cluster {cluster}",
                 f"a round invokes {at_once} functions at once, and {allowed_count} {what} are allowed:"
                 " the others wait",
-                "spread the clients over more clusters, or have the cluster's operator raise the limit",
+                f"spread the clients over more clusters, or {raising}",
             )
+
+
+def of_embedded(experiment: Experiment) -> Iterator[Finding]:
+    """The same of embedded OpenWhisks, whose limits are known unasked; memory has a line of its own."""
+    settings = Settings(invocations_per_minute=experiment.embedded.invocations_per_minute)
+    bounds = settings.bounds()
+    shortest, longest = bounds.timeout_ms
+    limits = PlatformLimits(
+        per_minute=bounds.invocations_per_minute,
+        timeout_s=(shortest / 1000, longest / 1000),
+        concurrency=bounds.concurrency,
+    )
+    for name, cluster in experiment.clusters().items():
+        if cluster.embedded and cluster.platform == "openwhisk":
+            yield from refusals(experiment, name, limits)
 
 
 def asked_of(experiment: Experiment, cluster: str) -> tuple[Asked, ...]:
