@@ -89,7 +89,8 @@ class Fabric:
     def groups(self) -> list[Path]:
         """Control groups of its pool, in all hierarchies."""
         name = group_name(self.folder / "pool")
-        return [path for path in Path("/sys/fs/cgroup").rglob(name) if path.is_dir()]
+        # os.walk takes it that groups of others go while it looks.
+        return [Path(base) / name for base, names, _ in os.walk("/sys/fs/cgroup") if name in names]
 
     def holds(self) -> Json:
         """What it has, when no function is left."""
@@ -101,7 +102,9 @@ class Fabric:
             "descriptors": self._process.num_fds(),
             "threads": self._process.num_threads(),
             "workers' directories": len(list((self.folder / "pool" / "workers").iterdir())),
-            "workers' control groups": sum(p.is_dir() for root in self.groups() for p in root.iterdir()),
+            "workers' control groups": sum(
+                len(next(os.walk(root), ((), (), ()))[1]) for root in self.groups()
+            ),
             "revisions": len(list((self.folder / "revisions").iterdir())),
             "temporary files": len(list(self.temporary.iterdir())),
             "memory_mb": round(self.memory_mb(), 1),
