@@ -102,13 +102,15 @@ class Fabric:
             "descriptors": self._process.num_fds(),
             "threads": self._process.num_threads(),
             "workers' directories": len(list((self.folder / "pool" / "workers").iterdir())),
-            "workers' control groups": sum(
-                len(next(os.walk(root), ((), (), ()))[1]) for root in self.groups()
-            ),
+            "workers' control groups": sum(map(_folders_in, self.groups())),
             "revisions": len(list((self.folder / "revisions").iterdir())),
             "temporary files": len(list(self.temporary.iterdir())),
             "memory_mb": round(self.memory_mb(), 1),
         }
+
+
+def _folders_in(path: Path) -> int:
+    return next((len(names) for _, names, _ in os.walk(path)), 0)
 
 
 class Killer:
