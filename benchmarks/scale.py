@@ -59,6 +59,7 @@ class ScaleLab(Lab):
         config["keepers"] |= {"timing": "patient", "lease_s": 6.0}
         address = f"http://127.0.0.1:{self.port or 1}"
         config["providers"] = {"openwhisk": {"ow": {"auth": {"ow_api_host": address, "ow_auth": AUTH}}}}
+        config["scenarios"]["federated_learning"]["aggregation"] = {"shards": 1}  # the stub knows no other
         config["scenarios"]["federated_learning"]["limits"] |= {"keep_rounds": 1, "client_timeout_s": 120}
         return config
 
