@@ -182,7 +182,7 @@ async def test_a_throttled_call_says_when_to_come_back(
         (413, b"", "payload too large", "HTTP 413 payload too large"),
         (429, b"max_inflight", "resource exhausted", "HTTP 429 resource exhausted: max_inflight"),
         (500, b"Traceback", "function error", "HTTP 500 function error: Traceback"),
-        (502, NGINX, "refused", "HTTP 502 refused: Bad Gateway"),
+        (502, NGINX, "unavailable", "HTTP 502 unavailable: Bad Gateway"),
         (503, b"", "unavailable", "HTTP 503 unavailable"),
         (504, b"", "deadline exceeded", "HTTP 504 deadline exceeded"),
     ],
