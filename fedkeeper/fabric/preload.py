@@ -212,6 +212,9 @@ class Zygote:
 
     async def take(self) -> Forked:
         """A process to be made a worker: a spare one if there is, else a new one. ServiceError."""
+        if self._gone():  # its spares are about to follow it
+            self.broken = True
+            raise ServiceError("the zygote is gone")
         while self._spares:
             spare = self._spares.popleft()
             if spare.alive():
@@ -222,6 +225,12 @@ class Zygote:
         forked = await self._fork()
         self.fill()
         return forked
+
+    def _gone(self) -> bool:
+        """Whether its end of our socket is closed: its death is not told otherwise before it is asked."""
+        poll = select.poll()
+        poll.register(self._control, 0)  # a hang-up is told in any case
+        return bool(poll.poll(0))
 
     def fill(self) -> None:
         """Fork what is missing to `spares_max`, in the background."""
