@@ -9,7 +9,7 @@ zygotes and their spares, no more descriptors or threads than before, no port, c
 temporary file of a worker, no revision; every accepted activation must have been readable, and the fabric's
 memory must not have grown. Last the fabric is closed, and nothing may be left of it at all.
 
-Prints a table; exit status 1 if anything of that was not so.
+Prints a table; exit status 1 if anything of that was not so. Needs root, for a network of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Any, Final
 import aiohttp
 import psutil
 
+from benchmarks.lab import in_own_network
 from benchmarks.soak_load import PROJECT, Load
 from fedkeeper.fabric.cgroups import group_name
 from fedkeeper.fabric.credentials import read_credentials
@@ -283,6 +284,7 @@ def main() -> int:
     parser.add_argument("--kill-s", type=float, default=1.0, help="mean time between two kills (s)")
     parser.add_argument("--seed", type=int, default=1, help="of the calls and the kills")
     chosen = parser.parse_args()
+    in_own_network()  # ports that are open there are ours
     with TemporaryDirectory(prefix="soak") as scratch:
         rows, faults = asyncio.run(soak(chosen, Path(scratch)))
     width = max(len(what) for what, _ in rows)
