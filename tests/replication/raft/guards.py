@@ -141,7 +141,7 @@ NODE_GUARDS = (
         guard="RaftNode.barrier goes through the log",
         behaviour=test_node.test_one_that_is_cut_off_answers_no_read,
         without=value(RaftNode, "barrier", unguarded.read_here),
-        match="model.State",
+        match="values.State",
     ),
     # Elections.
     Guard(
