@@ -193,7 +193,7 @@ def test_a_choice_is_a_living_keeper_and_is_kept(state, names, conductor, placem
     known = {name: replace(infos[n % len(infos)], name=name) for n, name in enumerate(names) if infos}
     state = replace(state, keepers=known, conductor=conductor, pinned=False)
     policy = Policy(placement=placement)
-    choice = choose(state, policy, leader="k1", now_ms=0)
+    choice = choose(state, policy, leader="k1", now_ms=state.now_ms)
     if choice is None:
         assert conductor == "k1" or (conductor in known and known[conductor].alive)
         return
