@@ -118,20 +118,26 @@ class Engine:
             try:
                 await self._end
             except EpochOver:
-                self.lease.revoke()
-                await self.lease.drain(RETIRE_S)  # what the platforms say now, the next conductor is told
+                await self._retire()
             except LeaseLost:
-                self.lease.revoke()
-                await self.lease.drain(RETIRE_S)
+                await self._retire()
                 raise
         finally:
             stop()
-            self.lease.revoke()
-            for lane in self._lanes.values():
-                lane.clear()
+            self._stop_sending()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _retire(self) -> None:
+        """Begin nothing more; what the platforms say of what was begun, the next conductor is told."""
+        self._stop_sending()
+        await self.lease.drain(RETIRE_S)
+
+    def _stop_sending(self) -> None:
+        self.lease.revoke()
+        for lane in self._lanes.values():
+            lane.clear()
 
     # --- becoming the conductor ------------------------------------------------------------------
 

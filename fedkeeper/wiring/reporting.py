@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
@@ -31,7 +32,8 @@ class RunReports:
     providers: Mapping[str, Provider]
     _reports: dict[str, report.Report] = field(default_factory=dict)
     _with_urls: set[str] = field(default_factory=set)  # runs whose params/ are whole
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # params/
+    # Of params/: one after the other, also when this keeper conducts anew before the last writing has ended.
+    _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "params"))
 
     async def begin(self, run: Run) -> None:
         """Config, inputs, and all rounds so far."""
@@ -53,8 +55,7 @@ class RunReports:
         """On a thread: a file for each of ten thousand clients takes longer than a lease lasts."""
         if run.urls:
             self._with_urls.add(run.spec.run)
-        async with self._writing:
-            await asyncio.to_thread(self._write_params, run, book)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write_params, run, book)
 
     def record(self, record: Record) -> None:
         """Its line, and what its function wrote."""
