@@ -10,6 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
+from fedkeeper.errors import Happened, ProviderError
+
 
 @dataclass
 class Seen:
@@ -77,3 +79,19 @@ class Canned:
         status, body, headers = answer
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return web.Response(status=status, body=raw, headers={"Content-Type": "application/json", **headers})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An answer of a platform to one act, the error that it becomes, and whether the act has happened."""
+
+    act: str
+    status: int
+    body: Any
+    kind: type[ProviderError]
+    happened: Happened
+    says: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.act}-{self.status}-{self.kind.__name__}-{self.says}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ from fedkeeper.errors import (
 )
 from fedkeeper.providers.base import Activation
 from fedkeeper.providers.openfaas.provider import OpenFaas
-from tests.providers.canned import Canned
+from tests.providers.canned import Canned, Row
 from tests.providers.canned_openfaas import PASSWORD, open_to, package, status
 
 NO, UNKNOWN = Happened.NO, Happened.UNKNOWN
@@ -40,22 +39,6 @@ ACTS = {  # what an act sends last: the answer under test
     "list": ("GET", "/system/functions"),
     "check": ("GET", "/system/functions"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """An answer of the platform."""
-
-    act: str
-    status: int
-    body: Any
-    kind: type[ProviderError]
-    happened: Happened
-    says: str
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.act}-{self.status}-{self.kind.__name__}-{self.says}"
 
 
 def row(act: str, status: int, body: Any, kind: type[ProviderError], happened: Happened, says: str) -> Row:

@@ -5,7 +5,6 @@ Each row is one answer to one request, the error that it becomes, and whether th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from fedkeeper.errors import (
     TooLarge,
 )
 from fedkeeper.providers.openwhisk.provider import OpenWhisk
-from tests.providers.canned import Canned
+from tests.providers.canned import Canned, Row
 from tests.providers.canned_openwhisk import KEY, error, package
 
 ID = "a" * 32
@@ -36,22 +35,6 @@ def record(status: str, result: Any) -> dict[str, Any]:
     """The answer to a blocking call whose activation failed."""
     response = {"status": status, "success": False, "result": result}
     return {"activationId": ID, "logs": [], "response": response}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """An answer of the platform."""
-
-    act: str
-    status: int
-    body: Any
-    kind: type[ProviderError]
-    happened: Happened
-    says: str
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.act}-{self.status}-{self.kind.__name__}-{self.says}"
 
 
 def row(
