@@ -46,8 +46,12 @@ class Record:
 class Reports(Protocol):
     """What is written of runs for people, by the keeper that conducts. Never raises for the disk's sake."""
 
+    def take_over(self) -> None:
+        """This keeper conducts from here on: believe the files, which others may have written meanwhile."""
+        ...
+
     async def begin(self, run: Run) -> None:
-        """This keeper conducts `run` from here on: complete what an earlier one left unwritten."""
+        """The first of a run in this keeper's epoch: complete what an earlier one left unwritten."""
         ...
 
     async def changed(self, run: Run) -> None:

@@ -57,6 +57,7 @@ class Recorder:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._reports.take_over()
         stop = self._log.listen(self._on_applied)
         try:
             for run in _worth_reporting(self._log.state):

@@ -35,6 +35,10 @@ class RunReports:
     # Of params/: one after the other, also when this keeper conducts anew before the last writing has ended.
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "params"))
 
+    def take_over(self) -> None:
+        """Forget what the files held when this keeper last conducted."""
+        self._reports.clear()
+
     async def begin(self, run: Run) -> None:
         """Config, inputs, and all rounds so far."""
         files = self._files(run)

@@ -91,6 +91,30 @@ async def test_the_next_conductor_completes_what_the_last_one_left(tmp_path: Pat
     assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "small"
 
 
+async def test_a_keeper_that_conducts_again_believes_the_files(tmp_path: Path):
+    """What another one wrote meanwhile is neither written twice nor said twice."""
+    config = experiment(tmp_path, {"logs.folder": str(tmp_path / "logs")})
+    spec = submission(config, "small-1").spec
+    run = Run(spec=spec, phase=Phase.TRAINING, round=2, weights=WEIGHTS, history=(committed(1),))
+    further = replace(run, round=3, history=(committed(1), committed(2)))
+    one, other = (RunReports(experiment=config, providers={"gcf": Gcf()}) for _ in range(2))  # type: ignore[dict-item]
+    keys = [f"small-1/r{round_no}/client_3/a0" for round_no in (1, 2, 3)]
+    logs.set_up()
+    try:
+        logs.to_folders(config.logs.folder, own=tmp_path / "own.jsonl", keeper="k1")
+        for reports, seen, so_far in ((one, run, 1), (other, further, 2), (one, further, 3)):
+            reports.take_over()
+            for key in keys[:so_far]:  # as a new conductor does, also before it begins the run
+                reports.record(ended(key))
+            await reports.begin(seen)
+    finally:
+        logs.tear_down()
+    with (config.logs.folder / "small-1" / "activations.csv").open() as file:
+        assert [row["key"] for row in csv.DictReader(file)] == keys
+    found = events_of(config.logs.folder)
+    assert [event["round"] for event in found if event["event"] == "round finished"] == [1, 2]
+
+
 async def test_inputs_are_written_again_once_it_is_known_where_clients_are_invoked(tmp_path: Path):
     """Their addresses are only known when they are deployed."""
     config = experiment(tmp_path)
