@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config-sample.yaml
 
-.PHONY: run test check lint types imports lock clean help
+.PHONY: run test check lint types imports bench lock clean help
 
 run: $(VENV)/.run  ## train the sample experiment on this machine
 	$(BIN)/python main.py -c $(CONFIG) -s
@@ -36,9 +36,13 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	touch $@
 
+bench: requirements-bench.lock $(VENV)/.run  ## install what the benchmarks need for their drawings
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+
 lock:  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock -o requirements-dev.lock
+	uv pip compile --group bench --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock -o requirements-bench.lock
 
 clean:  ## remove the virtual environment and what runs left behind
 	rm -rf $(VENV) .fedkeeper .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -32,6 +32,7 @@ import numpy as np
 import psutil
 from pymongo import MongoClient
 
+from benchmarks.cases import Case, Json
 from fedkeeper.runtime import mongo
 from fedkeeper.runtime import tensors as codec
 from fedkeeper.runtime.aggregation import aggregate
@@ -42,27 +43,10 @@ from fedkeeper.runtime.store import open_store
 from fedkeeper.runtime.wire import AggregateTask, DataSpec, ModelSpec, Ref, Source, UpdateRef
 from fedkeeper.weights.embedded import open_embedded_mongo
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 RUN = "benchmark-1"
 TENSOR = 2**18  # numbers
 BLOCK = 2**20
 SHARD_BYTES = 128 * 2**20  # as the config's default
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """So many updates of so large a model."""
-
-    clients: int
-    nbytes: int
-    label: str
-
-    @classmethod
-    def read(cls, text: str) -> Case:
-        """From "100x6.65MB"."""
-        clients, size = text.split("x")
-        return cls(clients=int(clients), nbytes=int(float(size[:-2]) * UNITS[size[-2:]]), label=text)
 
 
 @dataclass(frozen=True)

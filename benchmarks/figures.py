@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,17 +63,28 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def run(one: Measurement, say: Callable[[str], None]) -> list[Row]:
-    """Measure, and say what came of it."""
+def median_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The medians of several runs of one case, figure by figure."""
+
+    def middle(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: middle([one[name] for one in values]) for name in values[0]}
+        return values[0] if isinstance(values[0], str) else round(statistics.median(values), 5)
+
+    return {**{name: middle([row[name] for row in rows]) for name in rows[0]}, "runs": len(rows)}
+
+
+def run(one: Measurement, say: Callable[[str], None]) -> tuple[list[Row], int]:
+    """Measure, and say what came of it: the rows, those before a failure too, and the exit code."""
     with TemporaryDirectory(prefix="figures") as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{one.arguments[0]}", *one.arguments[1:]]
         ended = subprocess.run([*command, "--json", str(file)], check=False)
         rows: list[Row] = json.loads(file.read_text()) if file.exists() else []
     say(f"## {one.title}\n`python -m benchmarks.{' '.join(one.arguments)}`\n\n")
-    say(table(rows) if rows else f"failed with code {ended.returncode}\n")
-    say("\n")
-    return rows
+    say(table(rows) if rows else "")
+    say(f"failed with code {ended.returncode}\n\n" if ended.returncode else "\n")
+    return rows, ended.returncode
 
 
 def main() -> int:

@@ -3,11 +3,13 @@
     python -m benchmarks.rounds
     python -m benchmarks.rounds --cases 10x10KB,100x10KB,1000x10KB,10x6.65MB --runs 3 --json rounds.json
     python -m benchmarks.rounds --cases 100x10KB --keepers 1,3,5
+    python -m benchmarks.rounds --flower --flower-python flower/bin/python
 
 Clients read the weights, move them a little, check and store them; the aggregator is the product's own.
 Figures of a run are medians over its rounds after the first (CPU: their mean); with several runs, medians
 over these. Two floors are measured in each run, in one process: the same bytes read and written by bare
 pymongo (a document up to 1 MB, GridFS above), and the same bytes averaged by numpy as they come.
+With --flower each case is run with Flower as well (benchmarks.flower), with its ratios to ours.
 docs/benchmarks.md says what the columns mean.
 """
 
@@ -21,13 +23,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import gridfs
 import numpy as np
 import psutil
 
-from benchmarks.lab import Json, Lab, in_own_network
+from benchmarks import flower
+from benchmarks.cases import Case, Json
+from benchmarks.figures import median_of
+from benchmarks.lab import Lab, LabError, in_own_network
 from benchmarks.processes import Meter
 from benchmarks.reference import piece_us
 from fedkeeper import service
@@ -36,22 +40,6 @@ from fedkeeper.weights.embedded import SERVICE_NAME
 
 FUNCTIONS = Path(__file__).parent / "functions"
 ENDED = ("finished", "failed", "stopped")
-UNITS = {"KB": 10**3, "MB": 10**6}
-
-
-@dataclass(frozen=True)
-class Case:
-    """So many clients with so large a model."""
-
-    clients: int
-    nbytes: int
-    label: str
-
-    @classmethod
-    def read(cls, text: str) -> Case:
-        """From "100x6.65MB"."""
-        clients, size = text.split("x")
-        return cls(clients=int(clients), nbytes=int(float(size[:-2]) * UNITS[size[-2:]]), label=text)
 
 
 class RoundsLab(Lab):
@@ -121,6 +109,7 @@ def measure(case: Case, rounds: int, keepers: int) -> Json:
     last, wall_s, cpu_s = seen["history"][-1], statistics.median(walls), sum(parts.values())
     return {
         "case": case.label,
+        "system": "FedKeeper",
         "clients": case.clients,
         "bytes": case.nbytes,
         "keepers": keepers,
@@ -143,17 +132,6 @@ def measure(case: Case, rounds: int, keepers: int) -> Json:
         "piece us": round(piece_us(), 1),
         "load": round(psutil.getloadavg()[0], 1),
     }
-
-
-def median_of(rows: list[Json]) -> Json:
-    """The medians of several runs of one case, figure by figure."""
-
-    def middle(values: list[Any]) -> Any:
-        if isinstance(values[0], dict):
-            return {name: middle([one[name] for one in values]) for name in values[0]}
-        return values[0] if isinstance(values[0], str) else round(statistics.median(values), 5)
-
-    return {**{name: middle([row[name] for row in rows]) for name in rows[0]}, "runs": len(rows)}
 
 
 @dataclass(frozen=True)
@@ -213,20 +191,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", default="10x10KB,100x10KB,10x6.65MB")
+    parser.add_argument("--cases", default="10x10KB,100x10KB,10x6.65MB", type=lambda text: text.split(","))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--keepers", default="3")
+    parser.add_argument(
+        "--keepers", default="3", type=lambda text: [int(one) for one in text.split(",")], help="as 1,3,5"
+    )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--flower", action="store_true", help="run Flower beside it")
+    parser.add_argument(
+        "--flower-cases", type=lambda text: text.split(","), help="those of --cases, if not given"
+    )
+    parser.add_argument("--flower-rounds", type=int, default=4)
+    flower.add_arguments(parser)
     chosen = parser.parse_args()
+    try:
+        cases = [Case.read(text) for text in chosen.cases]
+        other = flower.Environment.of(chosen.flower_python) if chosen.flower else None
+    except (LabError, ValueError) as exc:
+        raise SystemExit(str(exc)) from None
     in_own_network()
     rows: list[Json] = []
-    for keepers in map(int, chosen.keepers.split(",")):
-        for case in map(Case.read, chosen.cases.split(",")):
-            rows.append(median_of([measure(case, chosen.rounds, keepers) for _ in range(chosen.runs)]))
-            print(json.dumps(rows[-1], indent=1), flush=True)
-            if chosen.json:  # what there is, should a later case fail
-                chosen.json.write_text(json.dumps(rows, indent=1))
+
+    def say(row: Json) -> None:
+        rows.append(row)
+        print(json.dumps(row, indent=1), flush=True)
+        if chosen.json:  # what there is, should a later case fail
+            chosen.json.write_text(json.dumps(rows, indent=1))
+
+    for keepers in chosen.keepers:
+        for case in cases:
+            say(median_of([measure(case, chosen.rounds, keepers) for _ in range(chosen.runs)]))
+    if other is not None:
+        ours = {row["case"]: row for row in rows}
+        for case in cases:
+            if chosen.flower_cases is None or case.label in chosen.flower_cases:
+                theirs = flower.several(case, other, chosen, rounds=chosen.flower_rounds)
+                say(flower.beside(ours[case.label], theirs))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""The app of benchmarks.flower: it runs in an environment that has flwr."""
