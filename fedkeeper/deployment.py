@@ -1,7 +1,8 @@
 """Bring functions to where they are wanted: concurrent, idempotent, and every one is tried.
 
-A cluster is listed once; a function whose digest is there already is left alone. Of all refusals only
-"too many requests" is waited out, within a bound: nothing else is sent again.
+A cluster is listed once; a function whose digest is there already is left alone. Two refusals are waited
+out, within a bound each: "too many requests", and "somebody else is changing it" (a conductor that has just
+died, say), after which it is looked at anew. Nothing else is sent again.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import difflib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import structlog
 
 from fedkeeper.clock import Clock, SystemClock
-from fedkeeper.errors import ConfigError, FedKeeperError, Throttled
+from fedkeeper.config import Limits
+from fedkeeper.errors import Changing, ConfigError, FedKeeperError, Throttled
 from fedkeeper.providers.base import Deployed, Package, Provider
 
-THROTTLE_WAIT_S: Final = 180.0  # limits.throttle_wait_s, where nobody says; OpenWhisk counts by clock minutes
 THROTTLE_WAIT_S_MIN: Final = 1.0
+CHANGING_WAIT_S: Final = (1.0, 15.0)  # first and longest pause between looks; each twice the last
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -38,6 +40,19 @@ class LineState(StrEnum):
     ABSENT = "absent"  # nothing to remove, or to describe
     FOUND = "found"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a function waits in all (seconds) for what a platform says will pass."""
+
+    throttled_s: float = 180.0  # limits.throttle_wait_s; OpenWhisk counts by clock minutes
+    changing_s: float = 600.0  # limits.deploy_timeout_s: that is how long somebody else's deployment may take
+
+    @classmethod
+    def of(cls, limits: Limits) -> Self:
+        """As the experiment says."""
+        return cls(throttled_s=limits.throttle_wait_s, changing_s=limits.deploy_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +102,7 @@ async def deploy(
     only_missing: bool = False,
     take_over: Collection[str] = (),
     before: Callable[[], Awaitable[None]] | None = None,
-    throttle_wait_s: float = THROTTLE_WAIT_S,
+    patience: Patience = Patience(),
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
     """Create what is missing and update what differs; a final line per function, in the order given.
@@ -101,7 +116,7 @@ async def deploy(
         providers,
         in_flight_max=in_flight_max,
         progress=progress,
-        throttle_wait_s=throttle_wait_s,
+        patience=patience,
         clock=clock or SystemClock(),
     )
 
@@ -116,13 +131,18 @@ async def deploy(
         if foreign and item.target.cluster not in take_over:
             return _line(item.target, LineState.FAILED, problem=_whose(found), hint=_SHARED)
         work.progress(_line(item.target, LineState.WORKING))
-        if before is not None:
-            await before()
 
         def told(text: str) -> None:
             work.progress(_line(item.target, LineState.WORKING, problem=text))
 
-        deployed = await work.patiently(lambda: provider.deploy(item.package, told), item.target)
+        async def bring(changes: int) -> Deployed:
+            if changes and (there := await _there(provider, item.package)) is not None:
+                return there
+            if before is not None:
+                await before()
+            return await provider.deploy(item.package, told)
+
+        deployed = await work.patiently(bring, item.target)
         note = "" if found is None or found.digest else "replaced one that FedKeeper had not deployed"
         if foreign:
             note = f"it {_whose(found)}, and was taken over"
@@ -139,7 +159,7 @@ async def remove(
     in_flight_max: int,
     progress: Progress,
     owner: str = "",
-    throttle_wait_s: float = THROTTLE_WAIT_S,
+    patience: Patience = Patience(),
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
     """Remove the functions that are there; those that FedKeeper did not deploy are left alone, as failed.
@@ -151,7 +171,7 @@ async def remove(
         providers,
         in_flight_max=in_flight_max,
         progress=progress,
-        throttle_wait_s=throttle_wait_s,
+        patience=patience,
         clock=clock or SystemClock(),
     )
     targets = dict.fromkeys(targets)
@@ -169,7 +189,7 @@ async def remove(
         if _foreign(found, owner):
             return _line(target, LineState.ABSENT, problem=f"the one there {_whose(found)}: left alone")
         work.progress(_line(target, LineState.WORKING))
-        gone = await work.patiently(lambda: provider.remove(target.function), target)
+        gone = await work.patiently(lambda _: provider.remove(target.function), target)
         return _line(target, LineState.REMOVED if gone else LineState.ABSENT)
 
     return await work.each([(target, target) for target in targets], one)
@@ -180,7 +200,7 @@ async def describe(
     providers: Mapping[str, Provider],
     *,
     in_flight_max: int,
-    throttle_wait_s: float = THROTTLE_WAIT_S,
+    patience: Patience = Patience(),
     clock: Clock | None = None,
 ) -> tuple[Line, ...]:
     """What the platforms say of the functions: `Line.deployed` where one was found."""
@@ -188,7 +208,7 @@ async def describe(
         providers,
         in_flight_max=in_flight_max,
         progress=lambda _: None,
-        throttle_wait_s=throttle_wait_s,
+        patience=patience,
         clock=clock or SystemClock(),
     )
 
@@ -217,6 +237,14 @@ _SHARED: Final = (
 )
 
 
+async def _there(provider: Provider, package: Package) -> Deployed | None:
+    """The function, if it is there by now as it is wanted."""
+    for found in await provider.list():
+        if found.function == package.function and found.digest == package.digest:
+            return found if found.state == "active" else None
+    return None
+
+
 def _foreign(found: Deployed, owner: str) -> bool:
     """Whether a function belongs to another experiment; one without a mark belongs to whoever asks."""
     return bool(owner and found.owner and found.owner != owner)
@@ -241,13 +269,13 @@ class _Work:
         *,
         in_flight_max: int,
         progress: Progress,
-        throttle_wait_s: float,
+        patience: Patience,
         clock: Clock,
     ) -> None:
         self.progress = progress
         self._providers = providers
         self._clock = clock
-        self._throttle_wait_s = throttle_wait_s
+        self._patience = patience
         self._in_flight_max = max(1, in_flight_max)
         self._slots = asyncio.Semaphore(self._in_flight_max)
         self._listed: dict[str, asyncio.Task[dict[str, Deployed] | FedKeeperError]] = {}
@@ -292,25 +320,34 @@ class _Work:
             if one.owner == owner
         ]
 
-    async def patiently(self, send: Callable[[], Awaitable[T]], target: Target | None = None) -> T:
-        """`send`, again when the platform says that it will take more; Throttled when that takes too long.
+    async def patiently(self, send: Callable[[int], Awaitable[T]], target: Target | None = None) -> T:
+        """`send`, again when what stood in the way has passed; its error when that takes too long.
 
-        A wait for the sake of `target` is told as progress.
+        It is told how often somebody else was changing it. Waits for the sake of `target` are progress.
         """
-        waited_s = 0.0
+        throttled_s = changing_s = 0.0
+        changes, look_s = 0, CHANGING_WAIT_S[0]
         while True:
             try:
-                return await send()
+                return await send(changes)
             except Throttled as exc:
                 pause_s = max(exc.retry_after_s, THROTTLE_WAIT_S_MIN)
-                if waited_s + pause_s > self._throttle_wait_s:
+                throttled_s += pause_s
+                if throttled_s > self._patience.throttled_s:
                     raise
                 log.info("throttled", cluster=exc.cluster, function=exc.function, wait_s=pause_s)
-                if target is not None:
-                    problem = f"too many requests for the platform, trying again in {pause_s:.0f} s"
-                    self.progress(_line(target, LineState.WORKING, problem=problem))
-                await self._clock.sleep(pause_s)
-                waited_s += pause_s
+                why = "too many requests for the platform"
+            except Changing as exc:
+                changes, pause_s, look_s = changes + 1, look_s, min(look_s * 2, CHANGING_WAIT_S[1])
+                changing_s += pause_s
+                if changing_s > self._patience.changing_s:
+                    raise
+                log.info("changing", cluster=exc.cluster, function=exc.function, problem=exc.problem)
+                why = "somebody else is changing it"
+            if target is not None:
+                problem = f"{why}, trying again in {pause_s:.0f} s"
+                self.progress(_line(target, LineState.WORKING, problem=problem))
+            await self._clock.sleep(pause_s)
 
     async def _one(
         self, target: Target, item: T, act: Callable[[T, Deployed | None, Provider], Awaitable[Line]]
@@ -334,7 +371,7 @@ class _Work:
         """The cluster's functions by name, or why it could not be listed: one bad cluster stops no other."""
         provider = self._provider(cluster)
         try:
-            return {found.function: found for found in await self.patiently(provider.list)}
+            return {found.function: found for found in await self.patiently(lambda _: provider.list())}
         except FedKeeperError as exc:
             return exc
 

@@ -10,6 +10,7 @@ FedKeeperError
     + AuthenticationRefused    401 or 403
     + FunctionMissing          404
     + Conflict                 409
+      + Changing               by somebody else, at this moment: look again in a while
     + TooLarge                 413: payload, parameters or code
     + Throttled                429; `retry_after_s` says when to come back
   + DeploymentFailed           the platform took the package and could not make it run
@@ -140,6 +141,10 @@ class FunctionMissing(RequestRefused):
 
 class Conflict(RequestRefused):
     """Something of that name is there already, or was changed at the same time (409)."""
+
+
+class Changing(Conflict):
+    """Somebody else is changing it, or has just done so (409): it will pass, look again in a while."""
 
 
 class TooLarge(RequestRefused):

@@ -42,9 +42,9 @@ class Opened:
         return sum(len(targets) for _, targets in self.parts)
 
     @property
-    def throttle_wait_s(self) -> float:
-        """How long each of them waits for a platform that has had too many requests."""
-        return self.experiment.limits.throttle_wait_s
+    def patience(self) -> deployment.Patience:
+        """How long each of them waits for what a platform says will pass."""
+        return deployment.Patience.of(self.experiment.limits)
 
     @property
     def in_flight_max(self) -> int:
@@ -76,7 +76,7 @@ async def remove(opened: Opened, screen: Screen) -> None:
                 in_flight_max=opened.in_flight_max,
                 progress=progress,
                 owner=opened.owner,
-                throttle_wait_s=opened.throttle_wait_s,
+                patience=opened.patience,
             )
     _conclude(screen, lines, "removed")
 
@@ -90,7 +90,7 @@ async def describe(opened: Opened, screen: Screen, *, save: Path | None) -> None
             targets,
             session.providers,
             in_flight_max=opened.in_flight_max,
-            throttle_wait_s=opened.throttle_wait_s,
+            patience=opened.patience,
         )
         lines += found
         plain += [_metadata(session, line) for line in found if line.deployed is not None]

@@ -299,7 +299,10 @@ class Limits(Section):
     download_bytes_max: Bytes = Field(
         default=2 * 1024 * 1024 * 1024, description="largest such file (bytes; also 2GB)"
     )
-    deploy_timeout_s: Seconds = Field(default=600.0, description="one function's deployment (seconds)")
+    deploy_timeout_s: Seconds = Field(
+        default=600.0,
+        description="one function's deployment, and the wait for another program's of the same (seconds)",
+    )
     keep_rounds: Count = Field(
         default=2, description="rounds whose weights and updates stay in the store (count)"
     )

@@ -71,7 +71,7 @@ class RunDeployer:
             self._providers,
             in_flight_max=self.experiment.limits.deployments_in_flight_max,
             progress=lambda _: None,
-            throttle_wait_s=self.experiment.limits.throttle_wait_s,
+            patience=deployment.Patience.of(self.experiment.limits),
             take_over=embedded_clusters(self.experiment),
             before=before,
         )

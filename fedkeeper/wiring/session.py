@@ -46,7 +46,7 @@ class ExperimentSession:
             self.providers,
             in_flight_max=self.experiment.limits.deployments_in_flight_max,
             progress=progress,
-            throttle_wait_s=self.experiment.limits.throttle_wait_s,
+            patience=deployment.Patience.of(self.experiment.limits),
             take_over=embedded_clusters(self.experiment),
         )
 

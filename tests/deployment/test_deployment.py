@@ -10,7 +10,9 @@ from fedkeeper.clock import FakeClock
 from fedkeeper.deployment import LineState, Target, deploy, describe, failures, remove
 from fedkeeper.errors import (
     AuthenticationRefused,
+    Changing,
     ConfigError,
+    Conflict,
     InvocationUnknown,
     ProviderUnavailable,
     RequestRefused,
@@ -133,9 +135,71 @@ async def test_throttling_without_end_is_a_failure():
     assert ow.asked == ["deploy a"] * 4
 
 
+async def test_what_somebody_else_is_deploying_is_waited_for_and_looked_at_anew():
+    """As after the death of a conductor in mid-deployment: equal functions are not deployed a second time."""
+    ow, clock = FakePlatform("ow"), FakeClock()
+    busy = Changing("ow", "a", "an operation on a is already in progress")
+    ow.failures = {name: [busy, busy] for name in ("same", "other", "none")}
+    asked, seen = [], []
+
+    async def before():
+        asked.append("may it be")
+
+    task = asyncio.ensure_future(
+        deploy(
+            wanted("ow", "same", "other", "none"),
+            {"ow": ow},
+            in_flight_max=8,
+            progress=seen.append,
+            before=before,
+            clock=clock,
+        )
+    )
+    await clock.advance(999)
+    assert seen[-1].problem == "somebody else is changing it, trying again in 1 s"
+    ow.put("same", state="deploying")
+    ow.put("other", digest="d0")
+    await clock.advance(1)  # all are still being changed
+    ow.put("same")
+    await clock.advance(2_000)
+    assert states(await task) == {"ow/same": "created", "ow/other": "created", "ow/none": "created"}
+    assert [what.split()[1] for what in ow.asked].count("same") == 2
+    assert ow.functions["other"].digest == "d1"
+    assert len(asked) == len(ow.asked) == 2 + 3 + 3  # whether it may act is asked before each
+
+
+async def test_a_change_without_end_is_a_failure():
+    """The waiting is bounded by the time that a deployment may take, then the line says why."""
+    ow, clock = FakePlatform("ow"), FakeClock()
+    ow.failures["a"] = [Changing("ow", "a", "already in progress") for _ in range(99)]
+    task = asyncio.ensure_future(bring(wanted("ow", "a"), ow, clock=clock))
+    await clock.advance(600_000)
+    (line,) = await task
+    assert (line.state, line.problem) == (LineState.FAILED, "already in progress")
+
+
+async def test_removing_waits_for_a_deployment_that_goes_on():
+    """Then it is removed."""
+    ow, clock = FakePlatform("ow"), FakeClock()
+    ow.put("a")
+    ow.failures["a"] = [Changing("ow", "a", "already in progress")]
+    task = asyncio.ensure_future(
+        remove(
+            [Target(cluster="ow", function="a")],
+            {"ow": ow},
+            in_flight_max=8,
+            progress=lambda _: None,
+            clock=clock,
+        )
+    )
+    await clock.advance(1_000)
+    assert states(await task) == {"ow/a": "removed"}
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        Conflict("ow", "a", "something else has that name"),
         ProviderUnavailable("ow", "a", "no connection"),
         InvocationUnknown("ow", "a", "sent, no answer"),
         RequestRefused("ow", "a", "no"),

@@ -14,7 +14,7 @@ import pytest
 
 from fedkeeper.errors import (
     AuthenticationRefused,
-    Conflict,
+    Changing,
     DeploymentFailed,
     FunctionMissing,
     Happened,
@@ -124,7 +124,7 @@ TABLE = [
     row(CREATE, 400, "FAILED_PRECONDITION", RequestRefused, NO, "FAILED_PRECONDITION"),
     row(CREATE, 403, "PERMISSION_DENIED", AuthenticationRefused, NO, "PERMISSION_DENIED"),
     row(CREATE, 404, "NOT_FOUND", RequestRefused, NO, "HTTP 404"),  # the region
-    row(CREATE, 409, "ALREADY_EXISTS", Conflict, NO, "ALREADY_EXISTS"),
+    row(CREATE, 409, "ALREADY_EXISTS", Changing, NO, "ALREADY_EXISTS"),
     row(CREATE, 413, HTML, TooLarge, NO, "HTTP 413"),
     row(CREATE, 429, "RESOURCE_EXHAUSTED", Throttled, NO, "RESOURCE_EXHAUSTED"),
     row(CREATE, 503, "UNAVAILABLE", InvocationUnknown, UNKNOWN, "UNAVAILABLE"),
@@ -133,7 +133,7 @@ TABLE = [
     row(UPDATE, 400, "OUT_OF_RANGE", RequestRefused, NO, "OUT_OF_RANGE"),
     row(UPDATE, 404, "NOT_FOUND", FunctionMissing, NO, "client_3"),
     row(UPDATE, 408, HTML, ProviderUnavailable, NO, "HTTP 408"),
-    row(UPDATE, 409, "ABORTED", Conflict, NO, "ABORTED"),  # another operation is at work on it
+    row(UPDATE, 409, "ABORTED", Changing, NO, "ABORTED"),  # another operation is at work on it
     row(UPDATE, 429, "RESOURCE_EXHAUSTED", Throttled, NO, "RESOURCE_EXHAUSTED"),
     row(UPDATE, 499, "CANCELLED", InvocationUnknown, UNKNOWN, "CANCELLED"),
     row(UPDATE, 500, "INTERNAL", InvocationUnknown, UNKNOWN, "INTERNAL"),
@@ -143,7 +143,7 @@ TABLE = [
     row(UPDATE, 302, b"", RequestRefused, NO, "redirected", Location="http://127.0.0.1:1/"),
     # a removal; 404 is none: see test_remove_tells_whether_there_was_one
     row(REMOVE, 403, "PERMISSION_DENIED", AuthenticationRefused, NO, "PERMISSION_DENIED"),
-    row(REMOVE, 409, "ABORTED", Conflict, NO, "ABORTED"),
+    row(REMOVE, 409, "ABORTED", Changing, NO, "ABORTED"),
     row(REMOVE, 429, "RESOURCE_EXHAUSTED", Throttled, NO, "RESOURCE_EXHAUSTED"),
     row(REMOVE, 503, "UNAVAILABLE", InvocationUnknown, UNKNOWN, "UNAVAILABLE"),
     row(REMOVE, 200, HTML, InvocationUnknown, UNKNOWN, "not the API's"),
@@ -200,7 +200,7 @@ REMOVALS = {
     "INVALID_ARGUMENT": (RequestRefused, NO),
     "FAILED_PRECONDITION": (RequestRefused, NO),
     "PERMISSION_DENIED": (AuthenticationRefused, NO),
-    "ABORTED": (Conflict, NO),
+    "ABORTED": (Changing, NO),
     "RESOURCE_EXHAUSTED": (Throttled, NO),
     "CANCELLED": (InvocationUnknown, UNKNOWN),
     "UNKNOWN": (InvocationUnknown, UNKNOWN),

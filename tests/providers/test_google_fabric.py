@@ -14,9 +14,10 @@ import pytest
 import pytest_asyncio
 from google.oauth2 import service_account
 
+from fedkeeper import deployment
 from fedkeeper.errors import (
     AuthenticationRefused,
-    Conflict,
+    Changing,
     DeploymentFailed,
     FunctionMissing,
     Happened,
@@ -173,13 +174,43 @@ async def test_what_another_operation_works_on_is_a_conflict(provider: Google, t
             assert not deploying.done()
             await asyncio.sleep(0.02)
     for act in (provider.deploy(make("busy")), provider.remove("busy")):
-        with pytest.raises(Conflict, match="already in progress") as caught:
+        with pytest.raises(Changing, match="already in progress") as caught:
             await act
         assert caught.value.happened is NO
     gate.touch()
     assert (await deploying).state == "active"
     assert (await provider.deploy(make("busy"))).state == "active"
     assert await provider.remove("busy") is True
+
+
+async def test_two_who_deploy_the_same_at_once_both_have_it(provider: Google, tmp_path: Path) -> None:
+    """As a conductor and its successor: the second waits for the first one, and deploys nothing."""
+    gate = tmp_path / "gate"
+    package = make("both", f"{MAIN}\nwait_for({str(gate)!r})\n")
+    first = asyncio.create_task(provider.deploy(package))
+    told = asyncio.Event()
+
+    def progress(line: deployment.Line) -> None:
+        if "somebody else is changing it" in line.problem:
+            told.set()
+
+    second = asyncio.create_task(
+        deployment.deploy(
+            [deployment.Wanted(cluster=provider.cluster, package=package)],
+            {provider.cluster: provider},
+            in_flight_max=8,
+            progress=progress,
+        )
+    )
+    async with asyncio.timeout(60):
+        await told.wait()
+    gate.touch()
+    version = (await first).version
+    [line] = await second
+    assert (line.state, line.problem) == (deployment.LineState.CREATED, "")
+    [now] = [one for one in await provider.list() if one.function == "both"]
+    assert (now.state, now.version) == ("active", version)
+    assert await provider.remove("both") is True
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from fedkeeper.errors import (
     AuthenticationRefused,
-    Conflict,
+    Changing,
     FunctionMissing,
     Happened,
     InvocationUnknown,
@@ -58,7 +58,7 @@ TABLE = [
     row("invoke", 401, b"invalid credentials", AuthenticationRefused, NO, "invalid credentials"),
     row("invoke", 403, b"", AuthenticationRefused, NO, "403"),
     row("invoke", 404, b"404 page not found", RequestRefused, NO, "page not found"),
-    row("invoke", 409, b"changing", Conflict, NO, "changing"),
+    row("invoke", 409, b"changing", Changing, NO, "changing"),
     row("invoke", 413, b"http: request body too large", TooLarge, NO, "too large"),
     row("invoke", 429, b"Concurrent request limit exceeded.", Throttled, NO, "limit exceeded"),
     row("invoke", 500, QUEUE, InvocationUnknown, UNKNOWN, "Error queuing"),
@@ -76,7 +76,7 @@ TABLE = [
     row("create", 400, SPEC, RequestRefused, NO, "quantities"),
     row("create", 401, b"", AuthenticationRefused, NO, "401"),
     row("create", 403, b"namespace not allowed", AuthenticationRefused, NO, "not allowed"),
-    row("create", 409, b"", Conflict, NO, "409"),
+    row("create", 409, b"", Changing, NO, "409"),
     row("create", 413, b"", TooLarge, NO, "413"),
     row("create", 429, b"slow down", Throttled, NO, "slow down"),
     row("create", 500, THERE, InvocationUnknown, UNKNOWN, "already exists"),

@@ -11,6 +11,7 @@ import pytest
 
 from fedkeeper.errors import (
     AuthenticationRefused,
+    Changing,
     Conflict,
     FunctionMissing,
     Happened,
@@ -139,7 +140,7 @@ TABLE = [
     row("deploy", 200, b"<html>", InvocationUnknown, UNKNOWN, "not JSON"),
     # a removal
     row("remove", 401, error(INVALID), AuthenticationRefused, NO, "invalid"),
-    row("remove", 409, error("Concurrent modification to resource detected."), Conflict, NO, "Concurrent"),
+    row("remove", 409, error("Concurrent modification to resource detected."), Changing, NO, "Concurrent"),
     row("remove", 503, b"", InvocationUnknown, UNKNOWN, "503"),
     # reads can always be asked again: nothing happens by them
     row("list", 401, error(INVALID), AuthenticationRefused, NO, "invalid"),

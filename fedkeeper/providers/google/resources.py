@@ -16,7 +16,7 @@ from google.cloud import functions_v2 as functions
 
 from fedkeeper.errors import (
     AuthenticationRefused,
-    Conflict,
+    Changing,
     DeploymentFailed,
     FunctionMissing,
     InvocationUnknown,
@@ -253,8 +253,10 @@ def _kind(status: int, *, wrote: bool, of_function: bool) -> type[ProviderError]
             return FunctionMissing
         case 408:  # the request did not arrive as a whole
             return ProviderUnavailable
-        case 409:  # ALREADY_EXISTS, or ABORTED: another operation works on the function
-            return Conflict
+        case (
+            409
+        ):  # ABORTED: an operation works on the function; ALREADY_EXISTS: it was not there a moment ago
+            return Changing
         case 413:
             return TooLarge
         case 501:

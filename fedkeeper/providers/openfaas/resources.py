@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from fedkeeper.errors import (
     AuthenticationRefused,
-    Conflict,
+    Changing,
     FunctionMissing,
     ProviderError,
     RequestRefused,
@@ -174,7 +174,7 @@ def refusal(
         )
     if status == 409:
         hint = "another program may be changing it: try again"
-        return Conflict(cluster, function, problem, status=status, hint=hint)
+        return Changing(cluster, function, problem, status=status, hint=hint)
     if status == 413:
         hint = "what is large belongs into the store, or into an image"
         return TooLarge(cluster, function, problem, status=status, hint=hint)

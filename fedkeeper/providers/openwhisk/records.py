@@ -11,6 +11,7 @@ from yarl import URL
 
 from fedkeeper.errors import (
     AuthenticationRefused,
+    Changing,
     Conflict,
     FunctionMissing,
     InvocationFailed,
@@ -133,6 +134,8 @@ def refusal(
     """
     status = answer.status
     problem = http.problem(answer)
+    if status == 409 and "concurrent modification" in problem.lower():
+        return Changing(cluster, function, problem, status=status, hint=_CHANGING_HINT)
     if status in _REFUSALS:
         kind, hint = _REFUSALS[status]
         return kind(cluster, function, problem, status=status, hint=hint)
@@ -152,11 +155,12 @@ def refusal(
     return http.refusal(cluster, function, answer, wrote=wrote, key="api_host")
 
 
+_CHANGING_HINT: Final = "another program may be changing it: try again"
 _REFUSALS: Final[Mapping[int, tuple[type[RequestRefused], str]]] = {
     401: (AuthenticationRefused, "check auth (uuid:key) of this cluster"),
     403: (AuthenticationRefused, "the key is not for this namespace"),
     404: (FunctionMissing, ""),
-    409: (Conflict, "another program may be changing it: try again"),
+    409: (Conflict, "something else has that name"),
     413: (TooLarge, "what is large belongs into the store, or into an image"),
 }
 
