@@ -25,6 +25,7 @@ class ClaimConductor:
     pinned: bool = False  # by hand: stays until this keeper is lost, or a claim without it
     unfit: str = ""  # why the conductor so far cannot conduct; empty: it could
     unfit_ms: int = 0  # for how long others shall try
+    resumes: bool = False  # a takeover is noted once per run; without it, in every attempt to be sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,10 @@ def claim(state: State, command: ClaimConductor) -> Applied:
             conductor_rounds=0,
             pinned=command.pinned,
             keepers=_fitness(state, command),
-            runs={name: rounds.taken_over(run, state.now_ms) for name, run in state.runs.items()},
+            runs={
+                name: rounds.taken_over(run, state.now_ms, once=command.resumes)
+                for name, run in state.runs.items()
+            },
         )
     )
 

@@ -90,6 +90,20 @@ def issued(run: Run, attempt: Attempt, now_ms: int) -> Attempt:
     )
 
 
+def deadline_ms(run: Run, attempt: Attempt) -> int:
+    """When it is given up, Unix ms: one to be sent has its time from the latest takeover on."""
+    if attempt.status is AttemptStatus.SENDING and run.resumed_ms > attempt.issued_ms:
+        return run.resumed_ms + attempts.timeout_ms(run.spec, attempt.kind)
+    return attempt.deadline_ms
+
+
+def allowed_ms(run: Run, attempt: Attempt) -> int:
+    """How long before its deadline its time began to run."""
+    if attempt.status is AttemptStatus.SENDING:
+        return deadline_ms(run, attempt) - max(attempt.issued_ms, run.resumed_ms)
+    return attempt.deadline_ms - (attempt.sent_ms or attempt.issued_ms)
+
+
 def close(run: Run, attempt: Attempt, status: AttemptStatus, reason: str, now_ms: int) -> Run:
     """It is answered, or given up: out of the outbox, and kept for the reports."""
     ended = replace(attempt, status=status, reason=reason, ended_ms=now_ms)

@@ -68,12 +68,14 @@ def sent(run: Run, attempt: Attempt, activation_id: str, now_ms: int) -> Run:
     return run
 
 
-def taken_over(run: Run, now_ms: int) -> Run:
+def taken_over(run: Run, now_ms: int, *, once: bool) -> Run:
     """There is a new conductor: what it must send, perhaps again, has its time from now on.
 
     Else what nobody sent while there was no conductor would be given up, and invoked anew, the moment
-    it is sent at last.
+    it is sent at last. `once`: noted in the run, not in every attempt, of which there may be thousands.
     """
+    if once:
+        return replace(run, resumed_ms=now_ms) if run.outbox else run
     waiting = {
         key: outbox.issued(run, one, now_ms) if one.status is AttemptStatus.SENDING else one
         for key, one in run.outbox.items()
@@ -241,10 +243,8 @@ def tick(run: Run, now_ms: int) -> Step:
         if attempt.status is AttemptStatus.PENDING and now_ms >= attempt.not_before_ms:
             run, more = outbox.issue(run, attempt, now_ms)
             intents += more
-        elif attempt.status in _WAITING and now_ms >= attempt.deadline_ms:
-            reason = (
-                f"no answer in {(attempt.deadline_ms - (attempt.sent_ms or attempt.issued_ms)) / 1000:g} s"
-            )
+        elif attempt.status in _WAITING and now_ms >= outbox.deadline_ms(run, attempt):
+            reason = f"no answer in {outbox.allowed_ms(run, attempt) / 1000:g} s"
             run, more = failed(run, attempt, reason, now_ms, status=AttemptStatus.SILENT)
             intents += more
     return run, _still_meant(run, intents)
@@ -264,7 +264,8 @@ def end(run: Run, phase: Phase, reason: str, now_ms: int) -> Step:
 def due_times(run: Run) -> Iterator[int]:
     """When time alone changes something in this run, Unix ms."""
     for attempt in run.outbox.values():
-        yield attempt.not_before_ms if attempt.status is AttemptStatus.PENDING else attempt.deadline_ms
+        pending = attempt.status is AttemptStatus.PENDING
+        yield attempt.not_before_ms if pending else outbox.deadline_ms(run, attempt)
     if run.phase is Phase.TRAINING and _round_deadline_ms(run):
         yield _round_deadline_ms(run)
 

@@ -138,7 +138,7 @@ class Attempt:
     status: AttemptStatus
     not_before_ms: int
     issued_ms: int  # when the intent was issued; 0 while pending
-    deadline_ms: int  # 0 while pending
+    deadline_ms: int  # 0 while pending; while sending see outbox.deadline_ms
     sent_ms: int = 0  # when the platform took it
     ended_ms: int = 0
     activation_id: str = ""
@@ -197,6 +197,7 @@ class Run:
     folds: tuple[Fold, ...] = ()  # of this round, the latest of each shard
     settled: int = 0  # the first of those chosen of which nothing more is to come; counted if any are folded
     ready: int = 0  # updates among them
+    resumed_ms: int = 0  # the latest takeover: what was to be sent then has its time from there, see outbox
 
     def __post_init__(self) -> None:
         if not isinstance(self.ended, Grown):  # it was read from a file, say

@@ -30,6 +30,7 @@ from fedkeeper.core.model import (
     PutValue,
     Run,
 )
+from fedkeeper.core.outbox import deadline_ms
 from fedkeeper.errors import (
     EpochOver,
     FedKeeperError,
@@ -291,6 +292,7 @@ class Engine:
                 Order(
                     call=call,
                     attempt=attempt,
+                    deadline_ms=deadline_ms(run, attempt),
                     lease=self.lease,
                     now_ms=self._proposer.now_ms,
                     taken=taken,

@@ -27,8 +27,9 @@ class Order:
 
     call: Call
     attempt: Attempt
+    deadline_ms: int  # of the attempt, in the log's time
     lease: Lease
-    now_ms: Callable[[], int]  # the log's time, in which the attempt's deadline is
+    now_ms: Callable[[], int]  # the log's time
     taken: Callable[[str], Awaitable[None]]  # told the activation's ID, as a part of the effect
     redeploy: Callable[[], Awaitable[None]]  # puts a function that is missing back
 
@@ -55,7 +56,7 @@ class Invoker:
         provider = self.providers[call.cluster]
         sendings = 0
         waited_s, pause_s = 0.0, min(PAUSE_S, self.platform_pause_max_s)
-        while order.now_ms() < attempt.deadline_ms:
+        while order.now_ms() < order.deadline_ms:
             try:
                 async with order.lease.effect():
                     activation_id = await provider.invoke(
@@ -64,7 +65,7 @@ class Invoker:
                     await order.taken(activation_id)
                     return
             except Throttled as exc:
-                left_s = (attempt.deadline_ms - order.now_ms()) / 1000
+                left_s = (order.deadline_ms - order.now_ms()) / 1000
                 if exc.retry_after_s >= left_s:
                     raise
                 log.info(

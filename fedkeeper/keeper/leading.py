@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 0.5  # between two looks, if nothing happens
 KNOWS_UNFIT = 3  # version of keepers that are told who could not conduct
+KNOWS_RESUMED = 5  # version of keepers that note a takeover once per run
 SILENT_LEASES = 2.0  # a conductor with work that says nothing for so many leases is lost
 
 
@@ -110,7 +111,8 @@ class Leading:
             state = self._log.state
             if state.epoch != of.epoch:
                 return Applied(state=state, rejected=f"expected epoch {of.epoch}, now is {state.epoch}")
-            knows = cluster_version(state) >= KNOWS_UNFIT
+            version = cluster_version(state)
+            knows = version >= KNOWS_UNFIT
             command = ClaimConductor(
                 keeper=keeper,
                 expected_epoch=state.epoch,
@@ -119,6 +121,7 @@ class Leading:
                 pinned=pinned,
                 unfit=unfit if knows else "",
                 unfit_ms=unfit_ms if knows else 0,
+                resumes=version >= KNOWS_RESUMED,
             )
             if state.conductor == self._keeper != keeper:
                 await self._quiet()

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from fedkeeper.core.model import Command, State
 
-VERSION: Final = 4
+VERSION: Final = 5
 COMMANDS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in get_args(Command)}
 
 # What is not listed has been there since version 1. A new command is listed alone, its first fields are not.
@@ -75,6 +75,7 @@ SINCE: Final[Mapping[str, int]] = (
         ),
         4,
     )
+    | dict.fromkeys(("ClaimConductor.resumes", "Run.resumed_ms"), 5)
 )
 
 Plain = Any  # what a JSON encoder takes, dataclasses of the model included

@@ -186,7 +186,14 @@ _housekeeping = st.one_of(
     st.builds(KeeperMeasured, keeper=_keeper, latencies=_far, at_ms=_now),
     st.builds(KeeperLost, keeper=_keeper, reason=st.just("gone"), at_ms=_now),
     st.builds(KeeperRemoved, keeper=_keeper, at_ms=_now),
-    st.builds(ClaimConductor, keeper=_keeper, expected_epoch=st.just(0), at_ms=_now, pinned=st.booleans()),
+    st.builds(
+        ClaimConductor,
+        keeper=_keeper,
+        expected_epoch=st.just(0),
+        at_ms=_now,
+        pinned=st.booleans(),
+        resumes=st.booleans(),
+    ),
     st.builds(PutValue, name=_name, value=_value, expected=_condition, request=_request, at_ms=_now),
     st.builds(DeleteValue, name=_name, expected=_condition, request=_request, at_ms=_now),
 )

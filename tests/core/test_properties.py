@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import Phase as HypothesisPhase
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkeeper.core.machine import apply, next_due_ms
-from fedkeeper.core.model import Command, Phase, State, Tick
+from fedkeeper.core.model import ClaimConductor, Command, Phase, State, Tick
+from fedkeeper.core.outbox import deadline_ms
 from fedkeeper.replication import codec
 from tests.core.histories import histories, play
 from tests.core.invariants import check_step
@@ -57,6 +59,35 @@ def test_a_snapshot_at_any_point_changes_nothing(history, cut):
         assert again == expected
         restored = again.state
     assert codec.encode_state(restored) == codec.encode_state(applied[-1].state)
+
+
+@settings(max_examples=100)
+@given(histories)
+def test_a_takeover_noted_once_decides_as_one_noted_in_every_attempt(history):
+    """The same intents, rejections and ends of attempts; only where the times stand differs."""
+    done, _ = play(history)
+    states = {True: State(), False: State()}
+    for command in done:
+        both = []
+        for resumes, state in states.items():
+            same = replace(command, resumes=resumes) if isinstance(command, ClaimConductor) else command
+            one = apply(state, same)
+            states[resumes] = one.state
+            both.append((one.intents, one.rejected, next_due_ms(one.state), _told(one.state)))
+        assert both[0] == both[1]
+
+
+def _told(state: State) -> list[object]:
+    return [
+        (
+            {key: (one.status, deadline_ms(run, one)) for key, one in run.outbox.items()},
+            [(one.key, one.status, one.reason, one.sent_ms, one.ended_ms) for one in run.ended],
+            run.history,
+            run.phase,
+            run.reason,
+        )
+        for run in state.runs.values()
+    ]
 
 
 @settings(max_examples=100)

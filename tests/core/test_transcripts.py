@@ -55,6 +55,7 @@ from fedkeeper.core.model import (
     UpdateStored,
     WeightsInitialised,
 )
+from fedkeeper.core.outbox import deadline_ms
 
 FOLDER = Path(__file__).parent / "transcripts"
 Options = dict[str, str]
@@ -107,6 +108,7 @@ class Conversation:
                 at_ms=at_ms,
                 why=text,
                 pinned="pinned" in options,
+                resumes="resumes" in options,
             ),
             "started": lambda: KeeperStarted(keeper=name, api="http://k", version=2, at_ms=at_ms),
             "measured": lambda: KeeperMeasured(keeper=name, latencies=_latencies(options), at_ms=at_ms),
@@ -311,9 +313,11 @@ def _run(run: Run, before: Run | None) -> list[str]:
         if known.get(one.key) != one:
             lines.append(f"  {one.key} {one.status}" + (f": {one.reason}" if one.reason else ""))
     for one in run.outbox.values():
-        if before is None or before.outbox.get(one.key) != one:
+        due_ms = deadline_ms(run, one)
+        known_ms = deadline_ms(before, before.outbox[one.key]) if before and one.key in before.outbox else 0
+        if before is None or before.outbox.get(one.key) != one or known_ms != due_ms:
             pending = one.status is AttemptStatus.PENDING
-            until = f"not before {one.not_before_ms}" if pending else f"until {one.deadline_ms}"
+            until = f"not before {one.not_before_ms}" if pending else f"until {due_ms}"
             lines.append(f"  {one.key} {one.status}, {until}")
     return lines
 

@@ -14,6 +14,7 @@ from fedkeeper.core.model import (
     Command,
     InvocationSent,
     KeeperMeasured,
+    KeeperStarted,
     Phase,
     RoundAggregated,
     UpdateStored,
@@ -21,6 +22,7 @@ from fedkeeper.core.model import (
 from fedkeeper.errors import MembershipRefused, NoLeader, OutcomeUnknown, StoreUnavailable
 from fedkeeper.keeper.lease import since_boot_s
 from fedkeeper.keeper.tasks import book_of
+from fedkeeper.replication.codec import VERSION
 from fedkeeper.runtime.wire import Outcome
 from tests.keeper.world import Notes, World, spec
 
@@ -45,6 +47,24 @@ async def test_the_leader_conducts_and_says_why(trio: World):
     assert trio.group.state.conductor_why == "k1 leads"
     await trio.until(lambda: trio.keepers["k1"].conducting.conducts)
     assert not trio.keepers["k2"].conducting.conducts
+
+
+@pytest.mark.parametrize(("older", "once"), [(VERSION, True), (4, False)])
+async def test_a_takeover_is_noted_once_when_every_known_keeper_reads_that(
+    trio: World, older: int, once: bool
+):
+    """One of version 4 that is known, here or not, could not read the claim."""
+    claims: list[ClaimConductor] = []
+    trio.log.listen(
+        lambda command, _: claims.append(command) if isinstance(command, ClaimConductor) else None
+    )
+    await trio.announce("k1", "k2")
+    await trio.log.propose(KeeperStarted(keeper="k3", api="http://k3", version=older, at_ms=1))
+    trio.start("k1")
+    await trio.submit(spec())
+    await trio.until(lambda: trio.run_of().ended_ms > 0)
+    undisturbed(trio)
+    assert {claim.resumes for claim in claims} == {once}
 
 
 async def test_a_new_leader_takes_over_at_once(trio: World):

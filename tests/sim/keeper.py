@@ -258,6 +258,7 @@ class Keeper:
                 at_ms=self._now_ms(),
                 why=why,
                 pinned=pinned,
+                resumes=self._sim.resumes,
             )
         )
 

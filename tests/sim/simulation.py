@@ -66,6 +66,7 @@ class Simulation(World):
         self.skews_ms = self.chance.choice(((0,), (0, -3_000, 1_500)))  # of the keepers' clocks
         self.slot_ms = self.chance.choice((10, 300, 900))  # that an effect takes to begin, at most
         self.drifts = self.happens(0.5)
+        self.resumes = bool(seed % 3)  # takeovers as keepers of version 5 claim them
         self.policy = Policy(
             placement=self.chance.choice(list(Placement)),
             every_s=self.chance.choice((0.0, 2.0)),
