@@ -175,6 +175,15 @@ class Report:
         news, self._rounds = rows[max(0, self._rounds) :], len(rows)
         return news
 
+    def lacks(self, attempt: Attempt) -> bool:
+        """Whether its line is not there, says another status, or nothing of what the platform knows."""
+        if not self._loaded:
+            self._load()
+        row = self._activations.get(attempt.key)
+        if row is None or row.status != str(attempt.status):
+            return True
+        return bool(attempt.activation_id) and not row.billed_ms
+
     def activations(self, rows: Iterable[ActivationRow]) -> list[ActivationRow]:
         """Merge `rows` by key: new ones are appended, known ones filled in; empty fields erase nothing.
 

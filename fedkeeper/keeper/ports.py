@@ -50,6 +50,10 @@ class Reports(Protocol):
         """This keeper conducts from here on: believe the files, which others may have written meanwhile."""
         ...
 
+    def lacks(self, attempt: Attempt) -> bool:
+        """Whether an ended attempt, or its platform's record, is not written yet as it is."""
+        ...
+
     async def begin(self, run: Run) -> None:
         """The first of a run in this keeper's epoch: complete what an earlier one left unwritten."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -97,11 +97,16 @@ class Recorder:
             self._spawn(name, self._begin, run)
         elif committed:
             self._spawn(name, self._changed, run)
-        known = self._known[name]
+        known, news = self._known[name], []
         for attempt in Grown.of(run.ended).news(before.ended if before is not None else ()):
             seen = (attempt.key, attempt.status)  # an update that counted may be refused later
             if seen not in known and attempt.kind is not Kind.DEPLOY:
                 known.add(seen)
+                news.append(attempt)
+        if before is None and news:
+            self._spawn(name, self._complete, run, news)
+        else:
+            for attempt in news:
                 self._queue(name, run, attempt)
         if committed:  # rounds that are over for good are in `ended` no more
             known &= {(attempt.key, attempt.status) for attempt in run.ended}
@@ -114,7 +119,7 @@ class Recorder:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def _queue(self, name: str, run: Run, attempt: Attempt) -> None:
+    def _queue(self, name: str, run: Run, attempt: Attempt) -> asyncio.Future[None]:
         """An attempt's record is fetched and written when its turn comes."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         left = self._tasks.setdefault(name, set())
@@ -130,6 +135,7 @@ class Recorder:
                     written.set_result(None)
 
         self._lane.add(record)
+        return written
 
     def _start(self, work: Work) -> None:
         task = asyncio.ensure_future(work)
@@ -139,6 +145,13 @@ class Recorder:
     async def _begin(self, run: Run) -> None:
         await self._lease.hold()  # only who conducts writes: on a shared folder two would mix their lines
         await self._reports.begin(run)
+
+    async def _complete(self, run: Run, ended: Sequence[Attempt]) -> None:
+        """What earlier conductors left out of the past: thousands of records, if it were all of it."""
+        await self._lease.hold()  # until then another one may write
+        missing = [attempt for attempt in ended if self._reports.lacks(attempt)]
+        if missing and run.spec.run in self._runs:
+            await asyncio.wait([self._queue(run.spec.run, run, attempt) for attempt in missing])
 
     async def _changed(self, run: Run) -> None:
         await self._lease.hold()

@@ -12,7 +12,7 @@ import structlog
 
 from fedkeeper import report
 from fedkeeper.config import Experiment
-from fedkeeper.core.model import AttemptStatus, Run
+from fedkeeper.core.model import Attempt, AttemptStatus, Run
 from fedkeeper.errors import TaskError
 from fedkeeper.keeper.ports import Record
 from fedkeeper.keeper.tasks import AGGREGATE_FUNCTION, INIT_FUNCTION, TaskBook, book_of
@@ -39,6 +39,10 @@ class RunReports:
         """Forget what the files held when this keeper last conducted."""
         self._reports.clear()
 
+    def lacks(self, attempt: Attempt) -> bool:
+        """Whether activations.csv has it otherwise, or without what its platform says."""
+        return self._of(attempt.run).lacks(attempt)
+
     async def begin(self, run: Run) -> None:
         """Config, inputs, and all rounds so far."""
         files = self._files(run)
@@ -64,9 +68,9 @@ class RunReports:
     def record(self, record: Record) -> None:
         """Its line, and what its function wrote."""
         attempt = record.attempt
-        files = self._reports.setdefault(
-            attempt.run, report.Report(self.experiment.logs.folder / attempt.run)
-        )
+        files = self._of(attempt.run)
+        if record.activation is not None and record.activation.logs:
+            files.function_log(attempt.key, record.activation)  # first: its line says that all is there
         home = self.providers.get(attempt.cluster)
         row = report.activation_row(
             attempt,
@@ -86,8 +90,6 @@ class RunReports:
                     status=news.status,
                     reason=news.reason,
                 )
-        if record.activation is not None and record.activation.logs:
-            files.function_log(attempt.key, record.activation)
 
     async def ended(self, run: Run) -> None:
         """The model, if a round was committed and it is not there yet."""
@@ -115,8 +117,12 @@ class RunReports:
             log.info("round finished", run=run.spec.run, **asdict(row))
 
     def _files(self, run: Run) -> report.Report:
-        name = run.spec.run
-        return self._reports.setdefault(name, report.Report(self.experiment.logs.folder / name))
+        return self._of(run.spec.run)
+
+    def _of(self, run: str) -> report.Report:
+        if run not in self._reports:
+            self._reports[run] = report.Report(self.experiment.logs.folder / run)
+        return self._reports[run]
 
     def _write_params(self, run: Run, book: TaskBook) -> None:
         """What the functions will be told in the first round, for people to look at."""

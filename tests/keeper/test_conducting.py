@@ -414,6 +414,25 @@ async def test_reports_are_written_by_who_conducts_and_by_nobody_else(trio: Worl
     assert trio.keepers["k3"].notes == Notes()
 
 
+async def test_a_new_conductor_fetches_only_the_records_that_the_files_lack(trio: World):
+    """In a folder that keepers share, what was written before the change is not asked for again."""
+    trio.platform.delay_s = 0.01
+    notes = Notes()
+    trio.start("k1", tools=trio.tools(notes))
+    trio.platform.behave["exp-1/r2/client_0/a0"] = lambda _: None  # so the second round waits
+    await trio.submit(spec(client_timeout_ms=1_000))
+    first = {key for key in A_ROUND if "/r1/" in key}
+    await trio.until(lambda: first <= {one.attempt.key for one in notes.records})
+    await trio.keepers["k1"].kill()
+    before = list(trio.platform.told)
+    trio.start("k2", tools=trio.tools(notes))
+    trio.group.lead("k2")
+    await trio.until(lambda: notes.ends == ["exp-1"])
+    assert len(before) >= len(first)
+    assert Counter(trio.platform.told).most_common(1)[0][1] == 1
+    assert {one.attempt.key for one in notes.records} >= A_ROUND
+
+
 def test_any_keeper_can_tell_functions_what_to_do():
     """What they are told is in the run, not in a keeper's config."""
     from fedkeeper.core.machine import apply

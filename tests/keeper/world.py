@@ -9,7 +9,7 @@ from typing import Any
 
 from fedkeeper.clock import SystemClock
 from fedkeeper.core.conducting import Policy
-from fedkeeper.core.model import ClientPlace, KeeperStarted, Run, RunSpec, SubmitRun
+from fedkeeper.core.model import Attempt, ClientPlace, KeeperStarted, Run, RunSpec, SubmitRun
 from fedkeeper.errors import FunctionMissing
 from fedkeeper.keeper.conducting import Conducting
 from fedkeeper.keeper.engine import Tools
@@ -69,6 +69,7 @@ class Platform:
         self.answer_s = 0.0  # from taking an invocation to saying so
         self.deployed: set[str] | None = None  # None: whatever is asked for is there
         self.records: dict[str, Activation] = {}
+        self.told: list[str] = []  # activations whose records were asked for, and there
         self.tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
@@ -105,7 +106,10 @@ class Platform:
         return {one: self.records[one] for one in activation_ids if one in self.records}
 
     async def activation(self, activation_id: str) -> Activation | None:
-        return self.records.get(activation_id)
+        found = self.records.get(activation_id)
+        if found is not None:
+            self.told.append(activation_id)
+        return found
 
     async def close(self) -> None:
         for task in tuple(self.tasks):
@@ -266,6 +270,13 @@ class Notes:
 
     def take_over(self) -> None:
         """Nobody else writes these."""
+
+    def lacks(self, attempt: Attempt) -> bool:
+        """Whether no record of it was noted with what its platform says."""
+        return not any(
+            one.attempt.key == attempt.key and one.attempt.status is attempt.status and one.activation
+            for one in self.records
+        )
 
     async def begin(self, run: Run) -> None:
         """Noted."""

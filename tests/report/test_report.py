@@ -211,6 +211,18 @@ def test_an_activation_row_tells_of_attempt_and_platform(tmp_path):
     }
 
 
+def test_it_says_what_of_an_attempt_is_not_written_yet(tmp_path):
+    """No line, another status, or nothing of what the platform knows: of lines that others wrote, too."""
+    assert Report(tmp_path).lacks(attempt())
+    attempts(Report(tmp_path), [attempt()])
+    assert Report(tmp_path).lacks(attempt()), "the platform's record is not there"
+    assert not Report(tmp_path).lacks(attempt(activation_id="")), "there is none"
+    attempts(Report(tmp_path), [attempt()], activations={"a" * 32: activation(billed_ms=0)})
+    assert not Report(tmp_path).lacks(attempt())
+    assert Report(tmp_path).lacks(attempt(status=AttemptStatus.FAILED))
+    assert Report(tmp_path).lacks(attempt("m-1/r1/client_1/a0"))
+
+
 def test_activations_are_merged_by_key_also_after_a_resume(tmp_path):
     """What a later keeper knows is added; what the first one knew is not erased."""
     attempts(Report(tmp_path), [attempt()], activations={"a" * 32: activation()})
