@@ -47,11 +47,13 @@ from fedkeeper.runtime.wire import (
     UpdateRef,
     decode,
     encode,
+    round_prefix,
 )
 
 INIT_FUNCTION = "fl_server_init"
 AGGREGATE_FUNCTION = "fl_server_aggregator"
 FORWARD_FUNCTION = "fl_invoker_weights_update"
+LISTED_MAX: Final = 1_000  # updates that a task points at; of more it names the keys only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,15 +160,20 @@ class TaskBook:
         first = fold.updates if fold else 0
         last = attempt.updates if attempt.kind is Kind.FOLD else len(updates)
         rows = sum(update.samples for update in updates[:first])
+        chosen = updates[first:last]
+        begins = round_prefix(run.spec.run, run.round)
+        many = len(chosen) > LISTED_MAX
         begun = Begun(sums=_ref(fold.ref), samples=rows) if fold else None
         return AggregateTask(
             key=attempt.key,
             run=run.spec.run,
             round=run.round,
             base=_ref(_pointer(run)),
-            updates=tuple(
+            updates=()
+            if many
+            else tuple(
                 UpdateRef(client=update.client, update=_ref(update.ref), samples=update.samples)
-                for update in updates[first:last]
+                for update in chosen
             ),
             model=self.model,
             data=self.data,
@@ -176,7 +183,8 @@ class TaskBook:
             parts=tuple(_ref(part.ref) for part in sharding.in_order(run)) if joins else (),
             folds=attempt.kind is Kind.FOLD,
             begun=begun,
-            wire=2 if shards > 1 or fold or attempt.kind is Kind.FOLD else 1,
+            counted=tuple(update.key.removeprefix(begins) for update in chosen) if many else (),
+            wire=3 if many else 2 if shards > 1 or fold or attempt.kind is Kind.FOLD else 1,
         )
 
     def _server(self, run: Run, function: str, task: InitTask | AggregateTask) -> Call:

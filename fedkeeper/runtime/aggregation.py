@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedkeeper.errors import ObjectDamaged, ObjectMissing, TaskError, UpdateRefused
 from fedkeeper.runtime.ahead import ahead
@@ -14,7 +14,17 @@ from fedkeeper.runtime.base import ObjectStore, StoredObject, Tensors
 from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.tensors import describe
 from fedkeeper.runtime.updates import check_shapes
-from fedkeeper.runtime.wire import AggregateTask, Begun, Ref, Refused, UpdateRef, weights_name
+from fedkeeper.runtime.wire import (
+    AggregateTask,
+    Begun,
+    Ref,
+    Refused,
+    TrainResult,
+    UpdateRef,
+    decode,
+    round_prefix,
+    weights_name,
+)
 
 BLOCKS_AHEAD = 8  # fetched while one is being added; the store's blocks have 1 MiB at most
 
@@ -42,6 +52,9 @@ def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
     An update that is missing, damaged or unfit is refused, and then nothing is written: the result names
     all that were refused. A store that is away is no fault of an update: StoreUnavailable.
     """
+    task, unknown = _listed(task, store)
+    if unknown:
+        return Aggregated(ref=None, refused=unknown)
     base = store.open(task.base.name, sha256=task.base.sha256)
     layout = base.layout
     if task.parts:
@@ -72,6 +85,24 @@ def aggregate(task: AggregateTask, store: ObjectStore) -> Aggregated:
         yield from average.pieces()
 
     return Aggregated(ref=_put(task, store, header, pieces), weights=average.tensors())
+
+
+def _listed(task: AggregateTask, store: ObjectStore) -> tuple[AggregateTask, tuple[Refused, ...]]:
+    """With the updates that are only counted in it; those of which the store knows nothing are refused."""
+    begins = round_prefix(task.run, task.round)
+    keys = [f"{begins}{rest}" for rest in task.counted]
+    outcomes = store.outcomes(keys) if keys else {}
+    updates, lost = [], []
+    for key in keys:
+        try:
+            trained = decode(TrainResult, outcomes[key].result)
+        except KeyError:
+            lost.append(Refused(key=key, reason="the store does not know what became of it"))
+        except TaskError as exc:
+            lost.append(Refused(key=key, reason=str(exc)))
+        else:
+            updates.append(UpdateRef(client=key, update=trained.update, samples=trained.samples))
+    return (replace(task, updates=tuple(updates)) if keys else task), tuple(lost)
 
 
 def _resume(begun: Begun, store: ObjectStore, average: Average) -> Refused | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,6 +68,10 @@ class ObjectStore(Protocol):
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:
         """True for the first to claim `key`, and for the same activation again; else False."""
+        ...
+
+    def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
+        """What became of `keys`, as far as it is known."""
         ...
 
     def publish(self, outcome: Outcome) -> bool:

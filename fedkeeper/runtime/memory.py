@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -104,6 +104,11 @@ class MemoryObjects:
         ours = Claim(key=key, activation_id=activation_id, at_ms=time.time_ns() // 1_000_000)
         with self.shelf.lock:
             return self.shelf.claims.setdefault(key, (run, ours))[1].activation_id == activation_id
+
+    def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
+        """What became of `keys`, as far as it is known."""
+        with self.shelf.lock:
+            return {key: self.shelf.outcomes[key] for key in keys if key in self.shelf.outcomes}
 
     def publish(self, outcome: Outcome) -> bool:
         """Record what became of a key. The first outcome of a key stands: False if there was another."""

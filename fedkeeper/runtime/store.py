@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from fedkeeper.runtime.wire import Outcome, Ref
 
 T = TypeVar("T")
 _Document = dict[str, Any]
+_KEYS_AT_ONCE = 10_000  # in a query: of 100 bytes each, a sixteenth of what a request may have
 _KEPT_BYTES_MAX = 8 * 1024 * 1024  # of an object that stays in memory between activations
 
 # Kept for the next activation of a warm worker. By process: a connection does not survive a fork, and one
@@ -139,6 +141,17 @@ class MongoObjects:
         document = mongo.claim_document(key, run, activation_id, time.time_ns() // 1_000_000)
         standing = self._patiently(f"claiming {key!r}", lambda: _insert_or_find(self._claims, document))
         return bool(standing["activation_id"] == activation_id)
+
+    def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
+        """What became of `keys`, as far as it is known; several queries if they are thousands."""
+        found, left = {}, iter(keys)
+        while some := list(islice(left, _KEYS_AT_ONCE)):
+            documents = self._patiently(
+                f"reading {len(some)} outcomes",
+                lambda some=some: list(self._outcomes.find({"_id": {"$in": some}})),  # type: ignore[misc]
+            )
+            found.update({document["_id"]: mongo.outcome_of(document) for document in documents})
+        return found
 
     def publish(self, outcome: Outcome) -> bool:
         """Record what became of a key. The first outcome of a key stands: False if there was another."""

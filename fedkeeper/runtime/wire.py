@@ -16,7 +16,7 @@ import msgspec
 from fedkeeper.errors import TaskError
 from fedkeeper.runtime.learned import learn
 
-WIRE_VERSION = 2  # the newest that is read; a task says the oldest that understands it
+WIRE_VERSION = 3  # the newest that is read; a task says the oldest that understands it
 T = TypeVar("T")
 
 
@@ -151,7 +151,8 @@ class Begun:
 class AggregateTask:
     """Average `updates`, in the order given, into the weights of `round`; evaluate them.
 
-    Or one shard of it, or put the shards together: see `shards`, `shard`, `parts`.
+    Or one shard of it, or put the shards together: see `shards`, `shard`, `parts`. Thousands of updates are
+    `counted`, and their outcomes in the store say the rest: a request has at most 1 MB on OpenWhisk.
     """
 
     key: str
@@ -167,6 +168,7 @@ class AggregateTask:
     parts: tuple[Ref, ...] = ()  # instead: all shards, to be put together and evaluated
     folds: bool = False  # instead: the sums of the updates, to go on from; if so, version 2
     begun: Begun | None = None  # the sums to go on from; if any, version 2
+    counted: tuple[str, ...] = ()  # instead of `updates`: their keys without "run/round/"; if any, version 3
     wire: int = 1
 
 
@@ -264,6 +266,11 @@ def weights_name(run: str, round_no: int) -> str:
 def assignment_name(run: str, client: str) -> str:
     """Name of the object that holds the row indices of `client`: one int64 tensor `rows`."""
     return f"{run}/rows/{client}"
+
+
+def round_prefix(run: str, round_no: int) -> str:
+    """What the keys of a round's effects begin with."""
+    return f"{run}/r{round_no}/"
 
 
 def finite_or_none(value: float) -> float | None:

@@ -17,8 +17,12 @@ from fedkeeper.runtime.wire import (
     AggregateTask,
     Begun,
     DataSpec,
+    Outcome,
     Ref,
+    TrainResult,
     UpdateRef,
+    encode,
+    round_prefix,
     weights_name,
 )
 from tests.functions.experiment import BYTES_MAX, CLIENTS, RUN, aggregate_task, train_task
@@ -151,6 +155,49 @@ def test_a_damaged_base_is_an_error_of_the_task(
     update = hand_in(store, initial, "c", 5)
     with pytest.raises(ObjectDamaged):
         aggregator.run(aggregate_task(data, replace(initial, sha256="0" * 64), (update,)), store)
+
+
+def published(store: MemoryObjects, update: UpdateRef) -> str:
+    """As its client's function does at its end; how a task names it that only counts its updates."""
+    trained = TrainResult(
+        update=update.update, samples=update.samples, loss=None, accuracy=None, seconds={"train": 1.0}
+    )
+    key = update.update.name
+    store.publish(
+        Outcome(key=key, run=RUN, ok=True, result=encode(trained), reason="", activation_id="a", at_ms=1)
+    )
+    return key.removeprefix(round_prefix(RUN, 1))
+
+
+def test_updates_that_are_only_counted_are_those_of_their_outcomes(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """The same bytes as when the task points at each of them, whole and of a shard."""
+    counts = (10, 30, 160)
+    updates = tuple(hand_in(store, initial, name, n, seed=n) for name, n in zip(CLIENTS, counts, strict=True))
+    listed = aggregate_task(data, initial, updates)
+    keys = tuple(published(store, update) for update in updates)
+    counted = replace(listed, updates=(), counted=keys, wire=3)
+    assert aggregator.run(counted, store).weights == aggregator.run(listed, store).weights
+    shard = {"shard": 1, "shards": 2, "key": f"{RUN}/r1/aggregate/s1/a0"}
+    one, other = (aggregator.run(replace(task, **shard), store) for task in (counted, listed))
+    assert one.weights == other.weights
+
+
+def test_counted_updates_of_which_the_store_knows_nothing_are_refused(
+    aggregator: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref
+) -> None:
+    """Without an outcome, or with one that is no client's: named, and nothing is written."""
+    good = published(store, hand_in(store, initial, "good", 5))
+    odd = Outcome(
+        key=f"{RUN}/r1/odd/a0", run=RUN, ok=False, result={}, reason="failed", activation_id="a", at_ms=1
+    )
+    store.publish(odd)
+    task = replace(aggregate_task(data, initial, ()), counted=(good, "gone/a0", "odd/a0"), wire=3)
+    result = aggregator.run(task, store)
+    assert [one.key for one in result.refused] == [f"{RUN}/r1/gone/a0", f"{RUN}/r1/odd/a0"]
+    assert "does not know what became of it" in result.refused[0].reason
+    assert weights_name(RUN, 1) not in store.shelf.objects
 
 
 def sharded(

@@ -1,12 +1,15 @@
 """Several keepers over one log: who conducts, what a change of the conductor costs, and who never acts."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import pytest
 
 from fedkeeper.core.conducting import Placement, Policy
+from fedkeeper.core.machine import apply
 from fedkeeper.core.model import (
     Applied,
     AttemptStatus,
@@ -15,16 +18,21 @@ from fedkeeper.core.model import (
     InvocationSent,
     KeeperMeasured,
     KeeperStarted,
+    ObjectRef,
     Phase,
     RoundAggregated,
+    State,
+    SubmitRun,
     UpdateStored,
+    WeightsInitialised,
 )
 from fedkeeper.errors import MembershipRefused, NoLeader, OutcomeUnknown, StoreUnavailable
 from fedkeeper.keeper.lease import since_boot_s
 from fedkeeper.keeper.tasks import book_of
 from fedkeeper.replication.codec import VERSION
+from fedkeeper.runtime.posting import OPENWHISK_BYTES_MAX
 from fedkeeper.runtime.wire import Outcome
-from tests.keeper.world import Notes, World, spec
+from tests.keeper.world import BOOK, Notes, World, spec
 
 A_ROUND = {f"exp-1/r{round_no}/client_{client}/a0" for round_no in (1, 2) for client in range(3)}
 
@@ -435,9 +443,41 @@ async def test_a_new_conductor_fetches_only_the_records_that_the_files_lack(trio
 
 def test_any_keeper_can_tell_functions_what_to_do():
     """What they are told is in the run, not in a keeper's config."""
-    from fedkeeper.core.machine import apply
-    from fedkeeper.core.model import State, SubmitRun
-    from tests.keeper.world import BOOK
-
     run = apply(State(), SubmitRun(spec=spec(), at_ms=1)).state.runs["exp-1"]
     assert book_of(run) == BOOK
+
+
+def test_an_aggregation_of_ten_thousand_updates_fits_into_a_request():
+    """OpenWhisk takes 1 MB: so many are named by their keys, in the order of the clients."""
+    few, many = (_to_aggregate(clients) for clients in (1_000, 10_000))
+    assert [update["client"] for update in few["updates"]] == [f"client_{i}" for i in range(1_000)]
+    assert (few["counted"], few["wire"]) == ([], 1)
+    assert many["updates"] == []
+    assert many["counted"] == [f"client_{i}/a0" for i in range(10_000)]
+    assert many["wire"] == 3
+    assert len(json.dumps(many)) < OPENWHISK_BYTES_MAX / 4
+
+
+def _to_aggregate(clients: int) -> Mapping[str, Any]:
+    """What the aggregator is told when all of them have trained."""
+    state, epoch = State(), 0
+    weights = ObjectRef(name="exp-1/w0", sha256="0" * 64, nbytes=8)
+    samples = {f"client_{i}": 10 for i in range(clients)}
+    commands: list[Command] = [
+        SubmitRun(spec=spec(clients=clients), at_ms=1),
+        WeightsInitialised(key="exp-1/init/a0", weights=weights, samples=samples, epoch=epoch, at_ms=1),
+    ]
+    for client in samples:
+        key = f"exp-1/r1/{client}/a0"
+        ref = ObjectRef(name=key, sha256="0" * 64, nbytes=8)
+        commands.append(
+            UpdateStored(key=key, ref=ref, samples=10, loss=0.5, accuracy=0.5, epoch=epoch, at_ms=1)
+        )
+    for command in commands:
+        applied = apply(state, command)
+        assert not applied.rejected
+        state = applied.state
+    run = state.runs["exp-1"]
+    (attempt,) = run.outbox.values()
+    payload: Mapping[str, Any] = json.loads(json.dumps(book_of(run).call(run, attempt).payload))
+    return payload

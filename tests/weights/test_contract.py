@@ -164,6 +164,8 @@ class StoreContract:
         """It comes back as it was; publishing the very same again is no conflict."""
         first = outcome("run/r1/c0/a0")
         assert store.objects.publish(first)
+        assert store.objects.outcomes([first.key, f"{first.key}0"]) == {first.key: first}
+        assert store.objects.outcomes([]) == {}
         assert not store.objects.publish(replace(first, activation_id="late"))
         assert store.objects.publish(first)
         assert await store.updates.outcomes({"run/r1/c0/a0", "run/r1/c1/a0"}) == {first.key: first}
