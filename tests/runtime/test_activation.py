@@ -12,6 +12,7 @@ from fedkeeper.runtime import activation
 from fedkeeper.runtime.base import ObjectStore
 from fedkeeper.runtime.memory import MemoryObjects
 from fedkeeper.runtime.wire import (
+    WIRE_VERSION,
     DataSpec,
     ForwardTask,
     InitResult,
@@ -163,7 +164,7 @@ def test_a_request_that_is_no_task_is_answered_only(store: MemoryObjects, body: 
     assert not store.shelf.outcomes
 
 
-@pytest.mark.parametrize("change", [{"wire": 3}, {"wire": "1"}, {"seed": "one"}])
+@pytest.mark.parametrize("change", [{"wire": WIRE_VERSION + 1}, {"wire": "1"}, {"seed": "one"}])
 def test_a_task_of_another_version_fails_under_its_key(store: MemoryObjects, change: dict) -> None:
     """The keeper learns that what it sent cannot be read, and need not wait for the deadline."""
     activation.openwhisk({**encode(TASK), **change}, InitTask, succeed)
