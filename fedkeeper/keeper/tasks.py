@@ -150,6 +150,7 @@ class TaskBook:
             training=self.training,
             seed=run.spec.seed,
             max_model_bytes=self.max_model_bytes,
+            dealt=self.submission,
         )
 
     def _aggregate_task(self, run: Run, attempt: Attempt) -> AggregateTask:

@@ -167,10 +167,13 @@ def _blocks(
     """(number of the update, position, block or what is wrong with it); after its last one, an empty one."""
     begin, end = part
     uses = Counter(one.update.name for one in task.updates)
-    for number, one in enumerate(task.updates):
+    stored = store.open_each([one.update for one in task.updates])
+    for number, (one, update) in enumerate(zip(task.updates, stored, strict=True)):
         position = begin
         try:
-            update = _opened(one, store, layout, task.max_model_bytes, uses[one.update.name])
+            if isinstance(update, Exception):
+                raise update
+            _check(one, update, layout, task.max_model_bytes, uses[one.update.name])
             header_bytes = update.layout.header_bytes
             for block in update.read(header_bytes + begin, header_bytes + end):
                 yield number, position, block
@@ -180,18 +183,16 @@ def _blocks(
             yield number, position, exc
 
 
-def _opened(one: UpdateRef, store: ObjectStore, like: Layout, bytes_max: int, uses: int) -> StoredObject:
-    """The update. UpdateRefused for what can be seen without its numbers."""
+def _check(one: UpdateRef, update: StoredObject, like: Layout, bytes_max: int, uses: int) -> None:
+    """UpdateRefused for what can be seen without its numbers."""
     if one.samples < 1:
         raise UpdateRefused(f"trained on {one.samples} rows")
     if uses > 1:
         raise UpdateRefused("named more than once")
-    update = store.open(one.update.name, sha256=one.update.sha256)
     found = update.layout
     check_shapes(found.shapes, like.shapes, nbytes=found.data_bytes, bytes_max=bytes_max)
     if found.places != like.places:
         raise UpdateRefused("its tensors are not where the model's are")
-    return update
 
 
 def _join(task: AggregateTask, store: ObjectStore, base: StoredObject) -> Aggregated:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkeeper.errors import UpdateRefused
 from fedkeeper.runtime.layout import Layout
 
-_BLOCK = 32_768  # numbers at once: what is multiplied is still in the processor's cache when it is added
+_BLOCK = 65_536  # numbers at once: what is multiplied is still in the processor's cache when it is added
 _PIECE_BYTES = 1024 * 1024
 
 

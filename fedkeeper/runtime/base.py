@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkeeper.errors import ObjectDamaged, ObjectMissing
 from fedkeeper.runtime.layout import Layout
 from fedkeeper.runtime.wire import Outcome, Ref
 
@@ -62,8 +63,20 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def hand_in(self, key: str, update: Tensors, *, run: str, round_no: int) -> Ref:
+        """Store what a client has trained, under its key.
+
+        As `put`; but a small one may be there only when `publish` has recorded the outcome of that key: the
+        outcome takes it along, in one write. Without such an outcome, or after a bad one, it is dropped.
+        """
+        ...
+
     def open(self, name: str, *, sha256: str = "") -> StoredObject:
         """To read it in parts. ObjectMissing; ObjectDamaged if its sha256 is said to be another one."""
+        ...
+
+    def open_each(self, refs: Sequence[Ref]) -> Iterator[StoredObject | ObjectMissing | ObjectDamaged]:
+        """As `open`, of each in turn, but many with one question; what is wrong with one is not raised."""
         ...
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from fedkeeper.errors import ObjectDamaged, ObjectMissing
 from fedkeeper.runtime import mongo
 from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.runtime.layout import Layout
+from fedkeeper.runtime.tensors import describe
 
 CHUNK_BYTES: Final = mongo.CHUNK_BYTES
 WRITTEN_AT_ONCE: Final = 8  # chunks in one message, each of which waits for the disk
@@ -54,7 +55,10 @@ class Blobs:
                 self._insert(batch)
                 batch = []
             whole.update(chunk)
-            digests += sha256(chunk).digest()
+            if number == 0:
+                digests += whole.digest()
+            else:
+                digests += sha256(chunk).digest()
             nbytes += len(chunk)
             batch.append({"_id": ObjectId(), "files_id": blob, "n": number, "data": Binary(chunk)})
         known = {"sha256": whole.hexdigest(), "nbytes": nbytes}
@@ -108,7 +112,10 @@ class MongoObject:
     @cached_property
     def layout(self) -> Layout:
         """Where its tensors are. ObjectDamaged if such tensors cannot be averaged."""
-        return Layout.of(self.manifest["tensors"], self.nbytes)
+        if "tensors" in self.manifest:
+            return Layout.of(self.manifest["tensors"], self.nbytes)
+        data = self._inline  # it came with an outcome
+        return _layout(data[: 8 + int.from_bytes(data[:8], "little")], self.nbytes)
 
     def read(self, begin: int, end: int) -> Iterator[bytes]:
         """Its bytes from `begin` to `end`, chunk by chunk.
@@ -119,9 +126,7 @@ class MongoObject:
         if begin >= end:
             return
         if "data" in self.manifest:
-            data = bytes(self.manifest["data"])
-            self._check(sha256(data).hexdigest(), self.manifest["sha256"], "it")
-            yield data[begin:end]
+            yield self._inline[begin:end]
             return
         digests = self.manifest.get("blocks", b"")
         chunks = -(-self.nbytes // CHUNK_BYTES)
@@ -140,6 +145,12 @@ class MongoObject:
                 yield piece
         if whole:
             self._check(total.hexdigest(), self.manifest["sha256"], "it")
+
+    @cached_property
+    def _inline(self) -> bytes:
+        data = bytes(self.manifest["data"])
+        self._check(sha256(data).hexdigest(), self.manifest["sha256"], "it")
+        return data
 
     def _chunks(self, first: int, last: int) -> Iterator[bytes]:
         """All of them. A store that is away is waited for; what is replaced by the same is read on."""
@@ -184,6 +195,15 @@ class MongoObject:
         if found != known:
             name = self.manifest["_id"]
             raise ObjectDamaged(f"{name!r}: sha256 of {what} is {found}, its manifest says {known}")
+
+
+@lru_cache(maxsize=8)  # a round's updates have one
+def _layout(header: bytes, nbytes: int) -> Layout:
+    """That of an object which begins with this header of safetensors. ObjectDamaged if it is none."""
+    try:
+        return Layout.of(describe(header), nbytes)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ObjectDamaged(f"its tensors cannot be told: {exc!r}") from exc
 
 
 def _in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -95,9 +95,21 @@ class MemoryObjects:
         """The tensors under `name`, in their order. ObjectMissing; ObjectDamaged."""
         return codec.unpack(self._held(name, sha256).data)[0]
 
+    def hand_in(self, key: str, update: Mapping[str, NDArray[np.generic]], *, run: str, round_no: int) -> Ref:
+        """As `put`: there is nothing to be saved by waiting for the outcome."""
+        return self.put(key, update, run=run, round_no=round_no)
+
     def open(self, name: str, *, sha256: str = "") -> MemoryObject:
         """To read it in parts. ObjectMissing; ObjectDamaged."""
         return MemoryObject(self._held(name, sha256))
+
+    def open_each(self, refs: Sequence[Ref]) -> Iterator[MemoryObject | ObjectMissing | ObjectDamaged]:
+        """As `open`, of each in turn; what is wrong with one is not raised."""
+        for ref in refs:
+            try:
+                yield self.open(ref.name, sha256=ref.sha256)
+            except (ObjectMissing, ObjectDamaged) as exc:
+                yield exc
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:
         """True for the first to claim `key`, and for the same activation again; else False."""

@@ -6,7 +6,7 @@ Collections, all with the configured prefix:
 `.objects`   one manifest per object: tensors' names, dtypes, shapes, places; sha256; bytes, or the blob's id
 `.blobs`     GridFS bucket of what is too large to be inline
 `.claims`    who works on a key
-`.outcomes`  what became of a key
+`.outcomes`  what became of a key, with the bytes of a small update (adr/0031)
 `.meta`      the version of this format
 """
 
@@ -244,6 +244,11 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "activation_id": outcome.activation_id,
         "at_ms": outcome.at_ms,
     }
+
+
+def update_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the update that came with an outcome."""
+    return {"_id": document["_id"], **document["update"]}
 
 
 def outcome_of(document: Mapping[str, Any]) -> Outcome:

@@ -10,7 +10,9 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from functools import partial
+from hashlib import sha256 as sha256_of
+from itertools import groupby, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +34,9 @@ from fedkeeper.runtime.wire import Outcome, Ref
 T = TypeVar("T")
 _Document = dict[str, Any]
 _KEYS_AT_ONCE = 10_000  # in a query: of 100 bytes each, a sixteenth of what a request may have
+_NO_BYTES = {"update": False}  # of an outcome: all but what was handed in
+_BATCH = 128  # objects that are opened with one question;
+_BATCH_BYTES = 4 * 1024 * 1024  # about as many bytes come with that, of small ones all
 _KEPT_BYTES_MAX = 8 * 1024 * 1024  # of an object that stays in memory between activations
 
 # Kept for the next activation of a warm worker. By process: a connection does not survive a fork, and one
@@ -73,6 +78,7 @@ class MongoObjects:
         self._bucket = GridFSBucket(self._database, names.blobs, chunk_size_bytes=mongo.CHUNK_BYTES)
         self._blobs = Blobs(self._database, names.blobs)
         self._kept: tuple[str, str, bytes] | None = None  # name, sha256, content
+        self._handed_in: dict[str, _Document] = {}  # updates that wait for their key's outcome
 
     def put(self, name: str, tensors: Tensors, *, run: str, round_no: int) -> Ref:
         """Store `tensors` under `name`; the same name again replaces it. Durable when it returns."""
@@ -107,6 +113,15 @@ class MongoObjects:
                 self._bucket.delete(replaced["blob"])
         return ref
 
+    def hand_in(self, key: str, update: Tensors, *, run: str, round_no: int) -> Ref:
+        """Store what a client has trained, a small one by the `publish` that follows. See runtime.base."""
+        data = codec.pack(update)
+        if len(data) > mongo.INLINE_BYTES_MAX:
+            return self.put_bytes(key, codec.describe(data), lambda: iter([data]), run=run, round_no=round_no)
+        ref = Ref(name=key, sha256=sha256_of(data).hexdigest(), nbytes=len(data))
+        self._handed_in[key] = {"sha256": ref.sha256, "nbytes": ref.nbytes, "data": data}
+        return ref
+
     def get(self, name: str, *, sha256: str = "") -> dict[str, NDArray[np.generic]]:
         """The tensors under `name`, in their order.
 
@@ -121,7 +136,7 @@ class MongoObjects:
             tensors, _ = codec.unpack(data)
         except ObjectDamaged as exc:
             raise ObjectDamaged(f"{name!r}: {exc}") from exc
-        if codec.describe(data) != stored.manifest["tensors"]:
+        if stored.manifest.get("tensors") not in (None, codec.describe(data)):
             raise ObjectDamaged(f"{name!r}: the tensors are not those of its manifest")
         if sha256 and len(data) <= _KEPT_BYTES_MAX:
             self._kept = (name, sha256, data)
@@ -129,12 +144,21 @@ class MongoObjects:
 
     def open(self, name: str, *, sha256: str = "") -> MongoObject:
         """To read it in parts. ObjectMissing; ObjectDamaged if its sha256 is said to be another one."""
-        manifest = self._patiently(f"reading {name!r}", lambda: self._objects.find_one({"_id": name}))
-        if manifest is None:
-            raise ObjectMissing(f"no object {name!r} in {self._address.database}.{self._address.collection}")
-        if sha256 and manifest["sha256"] != sha256:
-            raise ObjectDamaged(f"{name!r}: sha256 is {manifest['sha256']}, {sha256} was expected")
-        return MongoObject(self._address, self._objects, self._blobs, manifest)
+        what = f"reading {name!r}"
+        found = self._patiently(what, lambda: self._manifests([name], handed_in=False))
+        return self._object(found.get(name), name, sha256)
+
+    def open_each(self, refs: Sequence[Ref]) -> Iterator[MongoObject | ObjectMissing | ObjectDamaged]:
+        """As `open`, of each in turn; some MB of small ones are fetched at once. See runtime.base."""
+        for small, some in _in_batches(refs):
+            names = [ref.name for ref in some]
+            what = f"reading {names[0]!r} and {len(names) - 1} more"
+            found = self._patiently(what, partial(self._manifests, names, handed_in=small))
+            for ref in some:
+                try:
+                    yield self._object(found.get(ref.name), ref.name, ref.sha256)
+                except (ObjectMissing, ObjectDamaged) as exc:
+                    yield exc
 
     def claim(self, key: str, *, run: str, activation_id: str) -> bool:
         """True for the first to claim `key`, and for the same activation again; else False."""
@@ -148,7 +172,7 @@ class MongoObjects:
         while some := list(islice(left, _KEYS_AT_ONCE)):
             documents = self._patiently(
                 f"reading {len(some)} outcomes",
-                lambda some=some: list(self._outcomes.find({"_id": {"$in": some}})),  # type: ignore[misc]
+                lambda some=some: list(self._outcomes.find({"_id": {"$in": some}}, _NO_BYTES)),  # type: ignore[misc]
             )
             found.update({document["_id"]: mongo.outcome_of(document) for document in documents})
         return found
@@ -156,6 +180,9 @@ class MongoObjects:
     def publish(self, outcome: Outcome) -> bool:
         """Record what became of a key. The first outcome of a key stands: False if there was another."""
         document = mongo.outcome_document(outcome)
+        update = self._handed_in.pop(outcome.key, None)
+        if update is not None and outcome.ok:
+            document["update"] = update
         what = f"publishing {outcome.key!r}"
         return bool(self._patiently(what, lambda: _insert_or_find(self._outcomes, document)) == document)
 
@@ -163,6 +190,31 @@ class MongoObjects:
         """Give the connections back, for all in this process who opened the same address."""
         _opened.pop((os.getpid(), self._address), None)
         self._client.close()
+
+    def _manifests(self, names: Sequence[str], *, handed_in: bool) -> dict[str, _Document]:
+        """Of those of `names` that there are; `handed_in`: probably in their outcomes, so there first."""
+        looks = [self._in_objects, self._in_outcomes]
+        found: dict[str, _Document] = {}
+        for look in reversed(looks) if handed_in else looks:
+            if missing := [name for name in names if name not in found]:
+                found |= look(missing)
+        return found
+
+    def _in_objects(self, names: Sequence[str]) -> dict[str, _Document]:
+        found = self._objects.find({"_id": {"$in": names}}, batch_size=len(names) + 1)
+        return {one["_id"]: one for one in found}
+
+    def _in_outcomes(self, names: Sequence[str]) -> dict[str, _Document]:
+        wanted = {"_id": {"$in": names}, "update": {"$exists": True}}
+        found = self._outcomes.find(wanted, {"update": True}, batch_size=len(names) + 1)
+        return {one["_id"]: mongo.update_of(one) for one in found}
+
+    def _object(self, manifest: _Document | None, name: str, sha256: str) -> MongoObject:
+        if manifest is None:
+            raise ObjectMissing(f"no object {name!r} in {self._address.database}.{self._address.collection}")
+        if sha256 and manifest["sha256"] != sha256:
+            raise ObjectDamaged(f"{name!r}: sha256 is {manifest['sha256']}, {sha256} was expected")
+        return MongoObject(self._address, self._objects, self._blobs, manifest)
 
     def _publish(self, manifest: _Document) -> _Document | None:
         for attempt in range(3):
@@ -198,6 +250,21 @@ class MongoObjects:
             except (PyMongoError, BSONError) as exc:
                 pause_s = patience.pause_after(exc)
             time.sleep(pause_s)
+
+
+def _in_batches(refs: Sequence[Ref]) -> Iterator[tuple[bool, list[Ref]]]:
+    """(whether they are small, those to be opened with one question), in their order."""
+    for small, some in groupby(refs, lambda ref: ref.nbytes <= mongo.INLINE_BYTES_MAX):
+        batch: list[Ref] = []
+        room = _BATCH_BYTES
+        for ref in some:
+            comes = ref.nbytes if small else ref.nbytes // 64  # of a large one its manifest
+            if batch and (len(batch) == _BATCH or comes > room):
+                yield small, batch
+                batch, room = [], _BATCH_BYTES
+            batch.append(ref)
+            room -= comes
+        yield small, batch
 
 
 def _insert_or_find(collection: Any, document: _Document) -> Mapping[str, Any]:

@@ -110,6 +110,7 @@ class TrainTask:
     training: TrainingSpec
     seed: int
     max_model_bytes: int
+    dealt: str = ""  # the same for all tasks with the same assignments: rows may be kept; empty: they may not
     wire: int = 1
 
 

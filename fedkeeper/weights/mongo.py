@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -77,7 +77,7 @@ class MongoUpdates:
 
     async def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
         """What became of `keys`, as far as it is known: one query however many there are."""
-        found = await self._find(lambda: self._outcomes, keys)
+        found = await self._find(lambda: self._outcomes, keys, {"update": False})
         return {key: mongo.outcome_of(document) for key, document in found.items()}
 
     async def claims(self, keys: Collection[str]) -> dict[str, Claim]:
@@ -111,13 +111,16 @@ class MongoUpdates:
         await self._client.close()
 
     async def _find(
-        self, collection: Callable[[], AsyncCollection[_Document]], keys: Collection[str]
+        self,
+        collection: Callable[[], AsyncCollection[_Document]],
+        keys: Collection[str],
+        fields: Mapping[str, bool] | None = None,
     ) -> dict[str, _Document]:
         if not keys:
             return {}
 
         async def act() -> list[_Document]:
-            return await collection().find({"_id": {"$in": list(keys)}}).to_list()
+            return await collection().find({"_id": {"$in": list(keys)}}, fields).to_list()
 
         found = await self._patiently("looking for updates", lambda: self._in_time(act))
         return {document["_id"]: document for document in found}
@@ -125,8 +128,9 @@ class MongoUpdates:
     async def _delete(self, old: _Document, old_objects: _Document) -> int:
         """Manifests before blobs: what is cut short leaves orphans for the sweep, never a bare name."""
         await self._claims.delete_many(old)
+        handed_in = await self._outcomes.delete_many({**old, "update": {"$exists": True}})
         await self._outcomes.delete_many(old)
-        count = 0
+        count = handed_in.deleted_count
         while True:
             found = await self._objects.find(old_objects, {"blob": True}).limit(_BATCH).to_list()
             if not found:

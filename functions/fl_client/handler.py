@@ -8,26 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkeeper.errors import TaskError
+from fedkeeper.runtime.assignment import assigned_rows
 from fedkeeper.runtime.base import ObjectStore, Tensors
 from fedkeeper.runtime.data import training_rows
 from fedkeeper.runtime.forwarding import pack_update, unpack_task
 from fedkeeper.runtime.training import train
 from fedkeeper.runtime.updates import Trained, check_update, shapes
-from fedkeeper.runtime.wire import TrainResult, TrainTask, assignment_name
+from fedkeeper.runtime.wire import TrainResult, TrainTask
 
 
 def run(task: TrainTask, store: ObjectStore) -> TrainResult:
     """The direct route: weights and rows come from the store, the update goes there under the task's key."""
     begun = perf_counter()
     weights = store.get(task.weights.name, sha256=task.weights.sha256)
-    assigned = store.get(assignment_name(task.run, task.client))
-    if "rows" not in assigned:
-        raise TaskError(f"the assignment of {task.client!r} holds no tensor 'rows'")
+    rows = assigned_rows(task, store)
     fetched = perf_counter()
-    update, trained = _train(task, weights, assigned["rows"])
+    update, trained = _train(task, weights, rows)
     done = perf_counter()
-    ref = store.put(task.key, update, run=task.run, round_no=task.round)
+    ref = store.hand_in(task.key, update, run=task.run, round_no=task.round)
     load_s = trained.seconds["load"] + fetched - begun
     return TrainResult(
         update=ref,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from time import monotonic, perf_counter
 
-from fedkeeper.errors import TaskError, UpdateRefused
+from fedkeeper.errors import UpdateRefused
+from fedkeeper.runtime.assignment import assigned_rows
 from fedkeeper.runtime.base import ObjectStore
 from fedkeeper.runtime.environment import ClientAccess
 from fedkeeper.runtime.forwarding import pack_task, unpack_update
 from fedkeeper.runtime.posting import Client, post
 from fedkeeper.runtime.updates import check_update, shapes
-from fedkeeper.runtime.wire import ForwardTask, TrainResult, assignment_name
+from fedkeeper.runtime.wire import ForwardTask, TrainResult
 
 _HEADER_BYTES_MAX = 1 << 20  # names, shapes and metadata beside the tensors
 
@@ -25,10 +26,7 @@ def run(task: ForwardTask, store: ObjectStore, access: ClientAccess) -> TrainRes
     begun = perf_counter()
     train = task.train
     weights = store.get(train.weights.name, sha256=train.weights.sha256)
-    assigned = store.get(assignment_name(train.run, train.client))
-    if "rows" not in assigned:
-        raise TaskError(f"the assignment of {train.client!r} holds no tensor 'rows'")
-    rows = assigned["rows"]
+    rows = assigned_rows(train, store)
     body = pack_task(train, weights, rows)
     sent = perf_counter()
     client = Client(name=f"{task.cluster}/{task.function}", url=task.url, access=access)
@@ -38,7 +36,7 @@ def run(task: ForwardTask, store: ObjectStore, access: ClientAccess) -> TrainRes
     check_update(update, shapes(weights), bytes_max=train.max_model_bytes)
     if trained.samples != rows.size:  # its weight in the average is not for the client to choose
         raise UpdateRefused(f"{client.name} says it trained on {trained.samples} rows, it has {rows.size}")
-    ref = store.put(task.key, update, run=train.run, round_no=train.round)
+    ref = store.hand_in(task.key, update, run=train.run, round_no=train.round)
     own = {"fetch": sent - begun, "client": answered - sent, "store": perf_counter() - answered}
     return TrainResult(
         update=ref,

@@ -288,7 +288,7 @@ def folded(
     return replace(task, updates=task.updates[done:], begun=begun)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 5), unique=True).map(sorted), st.integers(1, 4))
 def test_what_is_added_up_early_changes_no_bit(
     aggregator: ModuleType, data: DataSpec, cuts: list[int], shards: int

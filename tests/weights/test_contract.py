@@ -170,6 +170,51 @@ class StoreContract:
         assert store.objects.publish(first)
         assert await store.updates.outcomes({"run/r1/c0/a0", "run/r1/c1/a0"}) == {first.key: first}
 
+    @pytest.mark.parametrize("tensors", [SMALL, LARGE], ids=["small", "large"])
+    async def test_what_is_handed_in_is_there_with_its_outcome(self, store, tensors):
+        """It is read, in parts too, and pruned like any other object; the outcome does not bring it along."""
+        key, data = "run/r1/c0/a0", codec.pack(tensors)
+        ref = store.objects.hand_in(key, tensors, run="run", round_no=1)
+        assert (ref.name, ref.sha256, ref.nbytes) == (key, sha256(data).hexdigest(), len(data))
+        done = outcome(key)
+        assert store.objects.publish(done)
+        assert await store.updates.outcomes([key]) == store.objects.outcomes([key]) == {key: done}
+        stored = store.objects.open(key, sha256=ref.sha256)
+        assert stored.layout == Layout.of(codec.describe(data), len(data))
+        assert b"".join(stored.read(8, len(data))) == data[8:]
+        assert list(store.objects.get(key, sha256=ref.sha256)) == list(tensors)
+        with pytest.raises(ObjectDamaged, match="expected"):
+            store.objects.open(key, sha256="0" * 64)
+        assert await store.updates.prune("run", before_round=2) == 1
+        with pytest.raises(ObjectMissing):
+            store.objects.open(key)
+        assert await store.updates.sweep(older_than_s=-60) == 0
+
+    async def test_many_objects_are_opened_in_their_order(self, store):
+        """Small and large, put and handed in, and one of them twice; what is wrong stands in its place."""
+        refs = []
+        for number in range(300):
+            tensors = {"w": np.full(4, number, np.float32)}
+            if number % 3:
+                refs.append(store.objects.put(f"run/p{number}", tensors, run="run", round_no=1))
+            else:
+                refs.append(store.objects.hand_in(f"run/r1/c{number}/a0", tensors, run="run", round_no=1))
+                store.objects.publish(outcome(f"run/r1/c{number}/a0"))
+        refs[7] = store.objects.put("run/large", {"w": LARGE["dense"] * 0 + 7}, run="run", round_no=1)
+        refs[9] = refs[10]
+        refs[11] = replace(refs[11], name="run/unknown")
+        refs[12] = replace(refs[12], sha256="0" * 64)
+        found = list(store.objects.open_each(refs))
+        assert len(found) == 300
+        for number, (ref, one) in enumerate(zip(refs, found, strict=True)):
+            if number in (11, 12):
+                assert isinstance(one, ObjectMissing if number == 11 else ObjectDamaged)
+                assert ref.name in str(one)
+                continue
+            last = b"".join(one.read(ref.nbytes - 4, ref.nbytes))
+            assert last == np.float32(10 if number == 9 else number).tobytes()
+        assert list(store.objects.open_each([])) == []
+
     async def test_no_keys_no_answers(self, store):
         """Nothing is asked for, nothing is found."""
         assert await store.updates.outcomes([]) == {}
@@ -234,6 +279,34 @@ class TestMongo(StoreContract):
         yield Store(objects, updates, lambda name: spoil(objects, name))
         await updates.close()
         objects.close()
+
+    async def test_a_small_update_without_a_good_outcome_is_never_there(self, store):
+        """Nor does a later outcome of another activation bring it."""
+        for number, ok in enumerate((True, False)):
+            key = f"run/r1/c{number}/a0"
+            store.objects.hand_in(key, SMALL, run="run", round_no=1)
+            with pytest.raises(ObjectMissing):
+                store.objects.open(key)
+            if ok:  # the first outcome stands
+                other = MongoObjects(store.objects._address)
+                assert other.publish(outcome(key))
+                other.close()
+            assert store.objects.publish(replace(outcome(key, activation_id="a2"), ok=ok)) == (not ok)
+            assert store.objects.publish(outcome(key)) == ok
+            with pytest.raises(ObjectMissing):
+                store.objects.open(key)
+
+    async def test_a_handed_in_update_whose_bytes_changed_is_damage(self, store):
+        """Whether it is read or only looked at."""
+        key = "run/r1/c0/a0"
+        store.objects.hand_in(key, SMALL, run="run", round_no=1)
+        store.objects.publish(outcome(key))
+        change = {"$set": {"update.data": codec.pack(LARGE)[:-1]}}
+        store.objects._outcomes.update_one({"_id": key}, change)
+        with pytest.raises(ObjectDamaged, match=key):
+            store.objects.get(key)
+        with pytest.raises(ObjectDamaged, match=key):
+            _ = store.objects.open(key).layout
 
     async def test_damage_elsewhere_does_not_matter(self, store):
         """Each chunk is checked alone: a shard does not need the others."""
