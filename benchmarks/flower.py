@@ -6,9 +6,8 @@
 Needs a Python that has flwr: this one (the extra `flower`), or that of an environment of its own, since flwr
 asks for an older protobuf, rich and packaging than requirements.lock has.
 The app is benchmarks/flower_app: clients move the weights a little, FedAvg averages them, nobody evaluates.
-Columns are as in benchmarks.rounds. `--clients light` has all clients in one process, which starts nothing
-for a message and asks for it every 0.2 s; `auto` does so when SuperNodes would need more than half of the
-memory that is free.
+Columns are as in benchmarks.rounds. `--flower-clients light` has all clients in one process, which starts
+nothing for a message; `auto` does so when SuperNodes would need more than half of the memory that is free.
 """
 
 from __future__ import annotations
@@ -110,6 +109,7 @@ class Deployment:
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "{LINK}"\ninsecure = true\n'
         )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends as well
         with contextlib.ExitStack() as stack:
             try:
                 yield self._started(stack)

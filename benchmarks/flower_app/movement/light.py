@@ -3,8 +3,8 @@
     python -m movement.light --superlink 127.0.0.1:8000 --clients 100
 
 Each client has a thread, a connection and a key of its own, and exchanges the same messages with the
-SuperLink as a SuperNode does; it starts no process and looks for messages every 0.2 s, not every 3 s. This
-uses parts of flwr that are not its public interface (flwr.supernode, as of 1.42).
+SuperLink as a SuperNode does; it only starts no process. This uses parts of flwr that are not its public
+interface (flwr.supernode, as of 1.42).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 
 from movement.client import moved
 
-POLL_S = 0.2
+POLL_S = 3.0  # as a SuperNode; 100 clients that ask five times a second fill a core of the server
 
 
 def serve(superlink: str) -> None:
