@@ -12,14 +12,10 @@ Collections, all with the configured prefix:
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -40,6 +36,7 @@ from pymongo.write_concern import WriteConcern
 
 from fedkeeper.errors import StoreError, StoreRefused, StoreUnavailable
 from fedkeeper.runtime.environment import StoreAddress
+from fedkeeper.runtime.trusted import ca_file
 from fedkeeper.runtime.wire import Claim, Outcome
 
 FORMAT_VERSION = 1
@@ -109,7 +106,7 @@ def client_options(address: StoreAddress) -> dict[str, Any]:
     if address.tls:
         options |= {"tls": True, "tlsAllowInvalidCertificates": not address.tls_verify}
         if address.ca_pem:
-            options["tlsCAFile"] = _ca_file(address.ca_pem)
+            options["tlsCAFile"] = ca_file(address.ca_pem)
     return options
 
 
@@ -127,18 +124,6 @@ def database_options(address: StoreAddress) -> dict[str, Any]:
         "read_concern": ReadConcern("majority"),
         "write_concern": WriteConcern(w="majority", j=True, wtimeout=answer_ms(address)),
     }
-
-
-def _ca_file(pem: str) -> str:
-    """The driver wants a path. Certificates are public, and named by their content a file serves for good."""
-    path = Path(tempfile.gettempdir()) / f"fedkeeper-ca-{hashlib.sha256(pem.encode()).hexdigest()}.pem"
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_text() == pem:
-            return str(path)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as scratch:
-        scratch.write(pem)
-    Path(scratch.name).replace(path)
-    return str(path)
 
 
 # --- errors --------------------------------------------------------------------------------------

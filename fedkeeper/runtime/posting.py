@@ -9,14 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import hashlib
-import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import google.auth.exceptions
@@ -28,6 +24,7 @@ import requests
 
 from fedkeeper.errors import TaskError
 from fedkeeper.runtime.environment import ClientAccess
+from fedkeeper.runtime.trusted import ca_file
 
 OPENWHISK_BYTES_MAX: Final = 1_048_576  # of a request's JSON, and of a result's
 _CONNECT_S: Final = 10.0
@@ -201,11 +198,7 @@ def _verify(access: ClientAccess) -> bool | str:
     """What requests calls `verify`: whether to, or the file of the CAs that are trusted."""
     if not access.tls_verify or not access.ca_pem:
         return access.tls_verify
-    name = hashlib.sha256(access.ca_pem.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"fedkeeper-ca-{os.getpid()}-{name}.pem"
-    if not path.exists():
-        path.write_text(access.ca_pem)
-    return str(path)
+    return ca_file(access.ca_pem)
 
 
 def _token(session: requests.Session, client: Client) -> Mapping[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass
@@ -37,8 +39,8 @@ class Web:
 
 
 @contextmanager
-def serving(answer: Callable[[Asked], Reply]) -> Iterator[Web]:
-    """Serve on loopback until the block ends."""
+def serving(answer: Callable[[Asked], Reply], *, certificate: Path | None = None) -> Iterator[Web]:
+    """Serve on loopback until the block ends; with `certificate` (and its key, PEM) over TLS."""
     web = Web(url="", asked=[])
 
     class Handler(BaseHTTPRequestHandler):
@@ -67,14 +69,18 @@ def serving(answer: Callable[[Asked], Reply]) -> Iterator[Web]:
             """A client that went away is what some tests are about."""
             try:
                 super().handle()
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 self.close_connection = True
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = False
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    web.url = f"http{'s' if certificate is not None else ''}://127.0.0.1:{server.server_address[1]}"
     try:
         yield web
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import socket
 import subprocess
 import sys
@@ -14,42 +12,13 @@ import msgspec
 import numpy as np
 import pymongo
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from fedkeeper.errors import StoreUnavailable
 from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.runtime.store import open_store
 from fedkeeper.weights.binary import die_with_parent, find_mongod
 from fedkeeper.weights.mongo import MongoUpdates
-
-
-def certificate(name: str, issuer=None):
-    """(certificate, key): a CA's, or a server's for 127.0.0.1 that `issuer` signed."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-    )
-    if issuer:
-        loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        builder = builder.add_extension(loopback, critical=False)
-    return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
-
-
-def pem(made) -> str:
-    """The certificate's text."""
-    return made[0].public_bytes(serialization.Encoding.PEM).decode()
+from tests.certificates import certificate, key_pem, pem
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +27,7 @@ def tls_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreAddre
     folder = tmp_path_factory.mktemp("tls")
     authority = certificate("tests' CA")
     server = certificate("mongod", authority)
-    key = server[1].private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "server.pem").write_text(pem(server) + key.decode())
+    (folder / "server.pem").write_text(pem(server) + key_pem(server))
     (folder / "ca.pem").write_text(pem(authority))
     (folder / "data").mkdir()
     with socket.socket() as any_port:
@@ -118,6 +84,7 @@ from fedkeeper.errors import StoreRefused
 from fedkeeper.runtime.environment import StoreAddress
 from fedkeeper.runtime.store import open_store
 from fedkeeper.weights.mongo import MongoUpdates
+from tests.certificates import certificate, key_pem, pem
 
 address = msgspec.json.decode(sys.stdin.buffer.read(), type=StoreAddress)
 try:
