@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedkeeper.core import outbox, sharding
-from fedkeeper.core.model import Attempt, Fold, Intent, Kind, Run
+from fedkeeper.core.model import Attempt, Fold, Intent, Kind, Phase, Run
 from fedkeeper.core.outbox import Step
 
 
@@ -39,6 +39,17 @@ def go_on(run: Run, now_ms: int) -> Step:
         )
         intents += more
     return run, intents
+
+
+def waits_for_others(run: Run, client: str) -> bool:
+    """Whether an update of `client` changes nothing yet: the first client that is awaited is another one.
+
+    Then nothing more can be added up, and training goes on. An update costs the same however many there are.
+    """
+    if run.phase is not Phase.TRAINING or run.settled >= len(run.chosen):
+        return False
+    first = run.chosen[run.settled]
+    return first != client and first not in run.updates and first not in run.gave_up
 
 
 def in_sums(run: Run, shard: int) -> int:

@@ -97,6 +97,14 @@ def deadline_ms(run: Run, attempt: Attempt) -> int:
     return attempt.deadline_ms
 
 
+def due_ms(run: Run, attempt: Attempt) -> int:
+    """When time alone changes something about it, Unix ms: it is issued, or given up."""
+    status = attempt.status
+    if status is AttemptStatus.PENDING:
+        return attempt.not_before_ms
+    return attempt.deadline_ms if status is AttemptStatus.RUNNING else deadline_ms(run, attempt)
+
+
 def allowed_ms(run: Run, attempt: Attempt) -> int:
     """How long before its deadline its time began to run."""
     if attempt.status is AttemptStatus.SENDING:

@@ -186,9 +186,13 @@ class Grown(Sequence[V]):
     def news(self, before: Sequence[V]) -> Iterator[V]:
         """What is not in `before`, from which this has grown; perhaps a few (CHUNK at most) that are."""
         theirs = before._chunks if isinstance(before, Grown) else ()
-        for number, chunk in enumerate(self._chunks):
-            if number >= len(theirs) or chunk is not theirs[number]:
-                yield from chunk
+        same = min(len(self._chunks), len(theirs))
+        while (
+            same and self._chunks[same - 1] is not theirs[same - 1]
+        ):  # what is before one that is shared, is
+            same -= 1
+        for chunk in self._chunks[same:]:
+            yield from chunk
 
     def add(self, value: V) -> Grown[V]:
         """With `value` at the end."""

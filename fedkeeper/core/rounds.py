@@ -39,7 +39,6 @@ from fedkeeper.core.stopping import reached_the_end
 
 BACKOFF_MS_MAX = 60_000
 _AGGREGATING = (Kind.AGGREGATE, Kind.SHARD, Kind.FOLD)
-_WAITING = (AttemptStatus.SENDING, AttemptStatus.RUNNING)
 
 
 # --- what happens -----------------------------------------------------------------------------
@@ -130,6 +129,8 @@ def updated(run: Run, attempt: Attempt, command: UpdateStored, now_ms: int) -> S
     )
     updates = Buckets.of(run.updates).put(attempt.client, update)
     run = replace(run, updates=updates, trained_ms=now_ms)
+    if folding.waits_for_others(run, attempt.client):
+        return run, ()
     return _close_training(run, now_ms)
 
 
@@ -236,14 +237,13 @@ def tick(run: Run, now_ms: int) -> Step:
     intents: tuple[Intent, ...] = ()
     if run.phase is Phase.TRAINING and 0 < _round_deadline_ms(run) <= now_ms:
         run, intents = _cut_training_short(run, now_ms)  # first, or what is abandoned would be released
-    for key in tuple(run.outbox):
-        attempt = run.outbox.get(key)
-        if attempt is None:
-            continue
-        if attempt.status is AttemptStatus.PENDING and now_ms >= attempt.not_before_ms:
+    for attempt in [one for one in run.outbox.values() if outbox.due_ms(run, one) <= now_ms]:
+        if attempt.key not in run.outbox:
+            continue  # given up with one of those before it
+        if attempt.status is AttemptStatus.PENDING:
             run, more = outbox.issue(run, attempt, now_ms)
             intents += more
-        elif attempt.status in _WAITING and now_ms >= outbox.deadline_ms(run, attempt):
+        else:
             reason = f"no answer in {outbox.allowed_ms(run, attempt) / 1000:g} s"
             run, more = failed(run, attempt, reason, now_ms, status=AttemptStatus.SILENT)
             intents += more
@@ -264,8 +264,7 @@ def end(run: Run, phase: Phase, reason: str, now_ms: int) -> Step:
 def due_times(run: Run) -> Iterator[int]:
     """When time alone changes something in this run, Unix ms."""
     for attempt in run.outbox.values():
-        pending = attempt.status is AttemptStatus.PENDING
-        yield attempt.not_before_ms if pending else outbox.deadline_ms(run, attempt)
+        yield outbox.due_ms(run, attempt)
     if run.phase is Phase.TRAINING and _round_deadline_ms(run):
         yield _round_deadline_ms(run)
 
