@@ -160,7 +160,9 @@ class Report:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._activations: dict[str, ActivationRow] = {}
+        self._functions = folder / "functions"
+        self._activations: dict[str, ActivationRow] = {}  # those that may still change
+        self._from_round = 0  # of the earliest of them; what is before is on disk alone
         self._loaded = False
         self._rewrite = True  # the file on disk is not, or may not be, what is in memory
         self._rounds = -1  # in rounds.csv; -1: not looked yet
@@ -184,6 +186,15 @@ class Report:
             return True
         return bool(attempt.activation_id) and not row.billed_ms
 
+    def forget(self, before_round: int) -> None:
+        """Keep no lines of earlier rounds in memory: nothing is to come of attempts that have such."""
+        if before_round > self._from_round:
+            self._from_round = before_round
+            self._activations = {key: row for key, row in self._activations.items() if self._kept(row)}
+
+    def _kept(self, row: ActivationRow) -> bool:
+        return not row.round.isdigit() or int(row.round) >= self._from_round
+
     def activations(self, rows: Iterable[ActivationRow]) -> list[ActivationRow]:
         """Merge `rows` by key: new ones are appended, known ones filled in; empty fields erase nothing.
 
@@ -206,8 +217,7 @@ class Report:
                 self._rewrite = True
         path = self.folder / "activations.csv"
         if self._rewrite:
-            text = _csv(ACTIVATION_COLUMNS, (_values(row) for row in self._activations.values()))
-            self._rewrite = not write_text(path, text)
+            self._rewrite = not self._write_whole(path)
         elif fresh:
             text = logs.redact(_csv((), (_values(row) for row in fresh)))
             with _disk(path) as done:
@@ -218,11 +228,22 @@ class Report:
         return news
 
     def function_log(self, key: str, activation: Activation) -> None:
-        """Write functions/<key>.log: what the function itself wrote during its activation."""
+        """Write functions/<key>.log: what the function itself wrote during its activation.
+
+        In place: there are thousands, and one that a crash cut short has no line in activations.csv yet.
+        """
         head = f"# {key}: activation {activation.activation_id} of {activation.function}, {activation.status}"
         span = f"# {_iso(activation.start_ms)} to {_iso(activation.end_ms)}"
-        lines = [head, span, *activation.logs]
-        write_text(self.folder / "functions" / f"{file_name(key)}.log", "\n".join(lines) + "\n")
+        text = "\n".join([head, span, *activation.logs, ""])
+        name = f"{self._functions}/{file_name(key)}.log"
+        with _disk(self._functions):
+            try:
+                file = open(name, "wb")  # noqa: PTH123, SIM115 - half of its time is pathlib's
+            except FileNotFoundError:
+                self._functions.mkdir(parents=True, exist_ok=True)
+                file = open(name, "wb")  # noqa: PTH123, SIM115
+            with file:
+                file.write(logs.redact(text).encode(errors="replace"))
 
     def config(self, experiment: Mapping[str, Any] | str) -> None:
         """Write config.yaml: the experiment as it runs; the caller has left the secrets out."""
@@ -236,13 +257,18 @@ class Report:
         self._loaded = True
         path = self.folder / "activations.csv"
         with _disk(path):
-            if not path.exists():
-                return
-            text = path.read_text(encoding="utf-8", errors="replace")
-            for values in csv.reader(io.StringIO(text)):
-                row = dict(zip(ACTIVATION_COLUMNS, values, strict=False))
-                if len(values) == len(ACTIVATION_COLUMNS) and row["key"] != "key":
-                    self._activations[row["key"]] = ActivationRow(**row)
+            self._activations = {row.key: row for row in _read_back(path) if self._kept(row)}
+
+    def _write_whole(self, path: Path) -> bool:
+        """With the lines that are on disk alone, each where it was."""
+        rows = dict(self._activations)
+        if self._from_round:
+            with _disk(path):
+                before = {row.key: row for row in _read_back(path)}
+                rows = before | {key: _merge(before.get(key, row), row) for key, row in rows.items()}
+        done = write_text(path, _csv(ACTIVATION_COLUMNS, map(_values, rows.values())))
+        self._activations = {key: row for key, row in rows.items() if self._kept(row)}
+        return done
 
 
 def write_params(
@@ -321,6 +347,16 @@ def _disk(path: Path) -> Iterator[list[bool]]:
         yield done
     except OSError as exc:
         logs.complain_once(f"report {path.parent}", f"{path}: not written ({exc}); the run goes on")
+
+
+def _read_back(path: Path) -> Iterator[ActivationRow]:
+    """The whole lines of activations.csv, if it is there. OSError if it cannot be read."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        for values in csv.reader(file):
+            if len(values) == len(ACTIVATION_COLUMNS) and tuple(values) != ACTIVATION_COLUMNS:
+                yield ActivationRow(**dict(zip(ACTIVATION_COLUMNS, values, strict=True)))
 
 
 def _lines(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,8 +62,8 @@ class Reports(Protocol):
         """A round was committed."""
         ...
 
-    def record(self, record: Record) -> None:
-        """An attempt has ended; the same again is harmless."""
+    def record(self, records: Sequence[Record]) -> None:
+        """Attempts have ended; the same again is harmless."""
         ...
 
     async def ended(self, run: Run) -> None:

@@ -13,19 +13,16 @@ from fedkeeper.clock import Clock
 from fedkeeper.core.machine import ENDED
 from fedkeeper.core.model import Applied, Attempt, AttemptStatus, Command, Kind, RoundCommitted, Run, State
 from fedkeeper.core.persistent import Grown
-from fedkeeper.errors import EpochOver, FedKeeperError, ProviderError
-from fedkeeper.keeper.lanes import Lane, Work
+from fedkeeper.errors import EpochOver, FedKeeperError
+from fedkeeper.keeper.fetching import Fetcher, Found, Wanted
 from fedkeeper.keeper.lease import Lease
 from fedkeeper.keeper.ports import Record, Reports
 from fedkeeper.keeper.tasks import invoked_on
-from fedkeeper.providers.base import Activation, Provider
+from fedkeeper.providers.base import Provider
 from fedkeeper.replication.base import Log
 
 log = structlog.get_logger(__name__)
 
-FETCHES_AT_ONCE = 8
-TRIES_MAX = 4  # a platform writes its record a moment after the function has returned
-TRY_AGAIN_S = 0.5
 RECORDS_WAIT_S = 15.0  # for the records of the last round, after the run has ended
 RECENT_MS = 600_000  # a run that ended this long ago, or longer, has its reports from those who saw it
 
@@ -50,8 +47,7 @@ class Recorder:
         self._all: Mapping[str, Run] = {}  # as last looked at
         self._runs: dict[str, Run] = {}  # those of them that are reported
         self._known: dict[str, set[tuple[str, AttemptStatus]]] = {}
-        self._lane = Lane(FETCHES_AT_ONCE, self._start)
-        self._fetching: set[asyncio.Task[None]] = set()
+        self._fetchers: dict[str, tuple[Fetcher, asyncio.Task[None]]] = {}  # by cluster
         # What is to be written yet, by run: bounded by the attempts of two rounds.
         self._tasks: dict[str, set[asyncio.Future[None]]] = {}
 
@@ -65,14 +61,16 @@ class Recorder:
             await asyncio.get_running_loop().create_future()
         finally:
             stop()
-            self._lane.clear()
-            tasks = [*self._fetching, *(task for tasks in self._tasks.values() for task in tasks)]
+            fetching = [task for _, task in self._fetchers.values()]
+            tasks = [*fetching, *(task for tasks in self._tasks.values() for task in tasks)]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def settle(self) -> None:
         """Wait for what is being fetched and written now."""
+        for fetcher, _ in self._fetchers.values():
+            fetcher.hurry()
         while tasks := [task for tasks in self._tasks.values() for task in tasks]:
             await asyncio.wait(tasks)
 
@@ -107,11 +105,13 @@ class Recorder:
             self._spawn(name, self._complete, run, news)
         else:
             for attempt in news:
-                self._queue(name, run, attempt)
+                self._queue(run, attempt)
         if committed:  # rounds that are over for good are in `ended` no more
             known &= {(attempt.key, attempt.status) for attempt in run.ended}
         if run.phase in ENDED and (before is None or before.phase not in ENDED):
             self._spawn(name, self._end, run, tuple(self._tasks.get(name, ())))
+            for fetcher, _ in self._fetchers.values():
+                fetcher.hurry()
 
     def _spawn(self, name: str, act: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         tasks = self._tasks.setdefault(name, set())
@@ -119,28 +119,18 @@ class Recorder:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def _queue(self, name: str, run: Run, attempt: Attempt) -> asyncio.Future[None]:
+    def _queue(self, run: Run, attempt: Attempt) -> asyncio.Future[None]:
         """An attempt's record is fetched and written when its turn comes."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        left = self._tasks.setdefault(name, set())
+        left = self._tasks.setdefault(run.spec.run, set())
         left.add(written)
         written.add_done_callback(left.discard)
-
-        async def record() -> None:
-            try:
-                if not written.done():  # the run was forgotten
-                    await _until_over(self._record, run, attempt)
-            finally:
-                if not written.done():
-                    written.set_result(None)
-
-        self._lane.add(record)
+        cluster = invoked_on(run, attempt)[0]
+        if cluster not in self._fetchers:
+            fetcher = Fetcher(self._providers[cluster], self._clock, self._write)
+            self._fetchers[cluster] = fetcher, asyncio.ensure_future(fetcher.run())
+        self._fetchers[cluster][0].add(Wanted(run=run, attempt=attempt, written=written))
         return written
-
-    def _start(self, work: Work) -> None:
-        task = asyncio.ensure_future(work)
-        self._fetching.add(task)
-        task.add_done_callback(self._fetching.discard)
 
     async def _begin(self, run: Run) -> None:
         await self._lease.hold()  # only who conducts writes: on a shared folder two would mix their lines
@@ -151,37 +141,27 @@ class Recorder:
         await self._lease.hold()  # until then another one may write
         missing = [attempt for attempt in ended if self._reports.lacks(attempt)]
         if missing and run.spec.run in self._runs:
-            await asyncio.wait([self._queue(run.spec.run, run, attempt) for attempt in missing])
+            await asyncio.wait([self._queue(run, attempt) for attempt in missing])
 
     async def _changed(self, run: Run) -> None:
         await self._lease.hold()
         await self._reports.changed(run)
 
-    async def _record(self, run: Run, attempt: Attempt) -> None:
-        cluster, function = invoked_on(run, attempt)
-        provider = self._providers[cluster]
-        activation = await self._fetch(provider, attempt) if attempt.activation_id else None
-        record = Record(
-            attempt=attempt,
-            cluster=cluster,
-            platform=provider.platform,
-            function=function,
-            activation=activation,
-        )
+    async def _write(self, found: Found) -> None:
+        records = []
+        for one, activation in found:
+            cluster, function = invoked_on(one.run, one.attempt)
+            records.append(
+                Record(
+                    attempt=one.attempt,
+                    cluster=cluster,
+                    platform=self._providers[cluster].platform,
+                    function=function,
+                    activation=activation,
+                )
+            )
         await self._lease.hold()
-        self._reports.record(record)
-
-    async def _fetch(self, provider: Provider, attempt: Attempt) -> Activation | None:
-        for _ in range(TRIES_MAX):
-            try:
-                activation = await provider.activation(attempt.activation_id)
-            except ProviderError as exc:
-                log.warning("no activation record", run=attempt.run, key=attempt.key, problem=str(exc))
-                return None
-            if activation is not None:
-                return activation
-            await self._clock.sleep(TRY_AGAIN_S)
-        return None
+        self._reports.record(records)
 
     async def _end(self, run: Run, before: tuple[asyncio.Future[None], ...]) -> None:
         """Once its records are in, or RECORDS_WAIT_S later."""

@@ -162,6 +162,10 @@ class Provider(Protocol):
         """One activation with its logs; None while it runs or where the platform keeps none."""
         ...
 
+    async def activations(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        """What `activation` would give of each, in as few requests as the platform allows."""
+        ...
+
     async def close(self) -> None:
         """Give the connections back; activations go on."""
         ...

@@ -65,6 +65,11 @@ class Prefixed:
         found = await self.inner.activation(activation_id)
         return None if found is None else self._of_ours(found)
 
+    async def activations(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        """As the inner one."""
+        found = await self.inner.activations(activation_ids, since_ms=since_ms)
+        return {name: self._of_ours(one) for name, one in found.items()}
+
     async def close(self) -> None:
         """As the inner one."""
         await self.inner.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -19,6 +19,7 @@ from fedkeeper.keeper.tasks import AGGREGATE_FUNCTION, INIT_FUNCTION, TaskBook, 
 from fedkeeper.providers.base import Provider
 from fedkeeper.runtime.wire import encode
 
+ROUNDS_OPEN: Final = 3  # of which lines may change: attempts end within two, and some records come late
 FAILURES: Final = (AttemptStatus.FAILED, AttemptStatus.SILENT)
 
 log = structlog.get_logger(__name__)
@@ -65,31 +66,36 @@ class RunReports:
             self._with_urls.add(run.spec.run)
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write_params, run, book)
 
-    def record(self, record: Record) -> None:
-        """Its line, and what its function wrote."""
-        attempt = record.attempt
-        files = self._of(attempt.run)
-        if record.activation is not None and record.activation.logs:
-            files.function_log(attempt.key, record.activation)  # first: its line says that all is there
-        home = self.providers.get(attempt.cluster)
-        row = report.activation_row(
-            attempt,
-            platform=home.platform if home is not None else record.platform,
-            function=record.function,
-            invoked_on=record.cluster,
-            activation=record.activation,
-        )
-        for news in files.activations([row]):
-            if attempt.status in FAILURES:
-                log.warning(
-                    "attempt failed",
-                    run=attempt.run,
-                    key=attempt.key,
-                    cluster=attempt.cluster,
-                    activation_id=news.activation_id,
-                    status=news.status,
-                    reason=news.reason,
-                )
+    def record(self, records: Sequence[Record]) -> None:
+        """Their lines, and what their functions wrote."""
+        rows: dict[str, list[report.ActivationRow]] = {}
+        for record in records:
+            attempt = record.attempt
+            if record.activation is not None and record.activation.logs:
+                # First: its line says that all is there.
+                self._of(attempt.run).function_log(attempt.key, record.activation)
+            home = self.providers.get(attempt.cluster)
+            row = report.activation_row(
+                attempt,
+                platform=home.platform if home is not None else record.platform,
+                function=record.function,
+                invoked_on=record.cluster,
+                activation=record.activation,
+            )
+            rows.setdefault(attempt.run, []).append(row)
+        attempts = {record.attempt.key: record.attempt for record in records}
+        for run, some in rows.items():
+            for news in self._of(run).activations(some):
+                if news.status in FAILURES:
+                    log.warning(
+                        "attempt failed",
+                        run=run,
+                        key=news.key,
+                        cluster=attempts[news.key].cluster,
+                        activation_id=news.activation_id,
+                        status=news.status,
+                        reason=news.reason,
+                    )
 
     async def ended(self, run: Run) -> None:
         """The model, if a round was committed and it is not there yet."""
@@ -113,7 +119,9 @@ class RunReports:
 
     def _rounds(self, run: Run) -> None:
         """rounds.csv, and an event for each that it did not have yet: whoever follows the run, or nobody."""
-        for row in self._files(run).rounds(run):
+        files = self._files(run)
+        files.forget(run.round - ROUNDS_OPEN + 1)
+        for row in files.rounds(run):
             log.info("round finished", run=run.spec.run, **asdict(row))
 
     def _files(self, run: Run) -> report.Report:

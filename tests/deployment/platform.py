@@ -76,6 +76,9 @@ class FakePlatform:
     async def activation(self, activation_id: str) -> Activation | None:
         return None
 
+    async def activations(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        return {}
+
     async def close(self) -> None:
         self.closed = True
 

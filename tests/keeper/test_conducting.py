@@ -481,3 +481,18 @@ def _to_aggregate(clients: int) -> Mapping[str, Any]:
     (attempt,) = run.outbox.values()
     payload: Mapping[str, Any] = json.loads(json.dumps(book_of(run).call(run, attempt).payload))
     return payload
+
+
+async def test_the_records_of_many_are_asked_for_together(trio: World):
+    """What ended at once is asked for in one go, at the end of the run at the latest; nothing is left out."""
+    notes = Notes()
+    trio.start("k1", tools=trio.tools(notes))
+    await trio.submit(spec(clients=40, clients_per_round=40))
+    await trio.until(lambda: notes.ends == ["exp-1"])
+    keys = Counter(one.attempt.key for one in notes.records)
+    assert {f"exp-1/r{round_no}/client_{client}/a0" for round_no in (1, 2) for client in range(40)} <= set(
+        keys
+    )
+    assert set(keys.values()) == {1}
+    assert all(one.activation is not None for one in notes.records)
+    assert 1 <= trio.platform.lists <= 10

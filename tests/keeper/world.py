@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class Platform:
         self.answer_s = 0.0  # from taking an invocation to saying so
         self.deployed: set[str] | None = None  # None: whatever is asked for is there
         self.records: dict[str, Activation] = {}
+        self.lists = 0  # requests for many of them
         self.told: list[str] = []  # activations whose records were asked for, and there
         self.tasks: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -110,6 +111,11 @@ class Platform:
         if found is not None:
             self.told.append(activation_id)
         return found
+
+    async def activations(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        self.lists += 1
+        found = [await self.activation(one) for one in activation_ids]
+        return {one.activation_id: one for one in found if one}
 
     async def close(self) -> None:
         for task in tuple(self.tasks):
@@ -286,9 +292,9 @@ class Notes:
         """Noted."""
         self.rounds.append((run.spec.run, len(run.history)))
 
-    def record(self, record: Record) -> None:
+    def record(self, records: Sequence[Record]) -> None:
         """Noted."""
-        self.records.append(record)
+        self.records += records
 
     async def ended(self, run: Run) -> None:
         """Noted."""

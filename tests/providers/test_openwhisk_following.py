@@ -128,6 +128,19 @@ async def test_many_that_ended_come_in_one_page(whisk: OpenWhisk, canned: Canned
     assert (canned.seen[1].query["since"], canned.seen[1].query["upto"]) == ("1000", "1049")
 
 
+async def test_the_logs_of_many_come_with_their_records(whisk: OpenWhisk, canned: Canned) -> None:
+    """Two requests for 50 activations, and one for each whose logs the operator keeps elsewhere."""
+    numbers = range(50)
+    rows = [record(n) for n in range(49)]
+    canned.reply(200, [summary(n) for n in numbers]).reply(200, [*rows, record(49, logs=[])])
+    canned.reply(200, {"logs": ["from elsewhere"]})
+    found = await whisk.activations([f"{n:032x}" for n in numbers], since_ms=1000)
+    assert sorted(found) == [f"{n:032x}" for n in numbers]
+    assert found[f"{7:032x}"].logs == ("2026-11-21T21:28:00.463142Z    stdout: hi",)
+    assert found[f"{49:032x}"].logs == ("from elsewhere",)
+    assert len(canned.seen) == 3
+
+
 async def test_pages_too_large_are_fetched_one_by_one(
     whisk: OpenWhisk, canned: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,25 @@ def test_activations_are_merged_by_key_also_after_a_resume(tmp_path):
     assert other["client"] == "client_1"
 
 
+def test_lines_of_rounds_that_are_over_stay_where_they_are(tmp_path):
+    """They are not in memory any more when the file is written whole again, by this keeper or the next."""
+    report = Report(tmp_path)
+    for number in (1, 2, 3):
+        attempts(report, [attempt(f"m-1/r{number}/client_0/a0", round=number)])
+        report.forget(number)
+    later = attempt("m-1/r3/client_1/a0", round=3, status=AttemptStatus.RUNNING)
+    attempts(report, [later])
+    attempts(report, [attempt(later.key, round=3)])  # another status: the file is written whole
+    assert [row["round"] for row in rows(tmp_path / "activations.csv")] == ["1", "2", "3", "3"]
+
+    second = Report(tmp_path)
+    second.forget(3)
+    assert not second.lacks(attempt(later.key, round=3, activation_id=""))
+    attempts(second, [attempt("m-1/r3/client_2/a0", round=3)])
+    found = rows(tmp_path / "activations.csv")
+    assert [(row["round"], row["status"]) for row in found] == [(n, "ok") for n in "12333"]
+
+
 def test_a_row_is_filled_in_when_its_activation_becomes_known(tmp_path):
     """Running first, then ended, in one row."""
     report = Report(tmp_path)

@@ -75,10 +75,10 @@ async def test_the_next_conductor_completes_what_the_last_one_left(tmp_path: Pat
     run = Run(spec=made.spec, phase=Phase.TRAINING, round=2, weights=WEIGHTS, history=(committed(1),))
     first, second = (RunReports(experiment=config, providers={"gcf": Gcf()}) for _ in range(2))  # type: ignore[dict-item]
     await first.begin(run)
-    first.record(ended("small-1/r1/client_3/a0"))
+    first.record([ended("small-1/r1/client_3/a0")])
     await second.begin(run)
-    second.record(ended("small-1/r1/client_3/a0"))
-    second.record(ended("small-1/r1/client_3/a1"))
+    second.record([ended("small-1/r1/client_3/a0")])
+    second.record([ended("small-1/r1/client_3/a1")])
     await second.changed(replace(run, round=3, history=(committed(1), committed(2))))
 
     folder = tmp_path / "logs" / "small-1"
@@ -105,7 +105,7 @@ async def test_a_keeper_that_conducts_again_believes_the_files(tmp_path: Path):
         for reports, seen, so_far in ((one, run, 1), (other, further, 2), (one, further, 3)):
             reports.take_over()
             for key in keys[:so_far]:  # as a new conductor does, also before it begins the run
-                reports.record(ended(key))
+                reports.record([ended(key)])
             await reports.begin(seen)
     finally:
         logs.tear_down()
@@ -158,8 +158,8 @@ async def test_rounds_and_failures_are_events_whoever_looks(tmp_path: Path):
         for _ in range(2):  # two conductors, one after the other
             reports = RunReports(experiment=config, providers={"gcf": Gcf()})  # type: ignore[dict-item]
             await reports.begin(run)
-            reports.record(ended("small-1/r1/client_3/a0"))
-            reports.record(refused)
+            reports.record([ended("small-1/r1/client_3/a0")])
+            reports.record([refused])
         await reports.changed(replace(run, history=(committed(1), committed(2), committed(3))))
     finally:
         logs.tear_down()

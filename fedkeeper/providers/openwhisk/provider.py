@@ -218,7 +218,8 @@ class OpenWhisk:
         if len(wanted) > FEW:
             starts = await self._ended_starts(wanted, since_ms)
             if len(starts) > FEW:
-                return await self._window(starts)
+                rows = await self._window(starts)
+                return {one: records.activation(row, with_logs=False) for one, row in rows.items()}
             wanted = set(starts)
         found = await asyncio.gather(*(self._record(one) for one in sorted(wanted)))
         return {row["activationId"]: records.activation(row, with_logs=False) for row in found if row}
@@ -226,11 +227,26 @@ class OpenWhisk:
     async def activation(self, activation_id: str) -> Activation | None:
         """The record with its logs; None until it is written."""
         record = await self._record(activation_id)
-        if record is None:
-            return None
+        return None if record is None else await self._with_logs(record)
+
+    async def activations(self, activation_ids: Collection[str], *, since_ms: int) -> dict[str, Activation]:
+        """As `ended` finds them, with their logs."""
+        wanted = set(activation_ids)
+        if len(wanted) > FEW:
+            starts = await self._ended_starts(wanted, since_ms)
+            if len(starts) > FEW:
+                rows = await self._window(starts)
+                found = await asyncio.gather(*(self._with_logs(row) for row in rows.values()))
+                return {one.activation_id: one for one in found}
+            wanted = set(starts)
+        single = await asyncio.gather(*(self.activation(one) for one in sorted(wanted)))
+        return {one.activation_id: one for one in single if one}
+
+    async def _with_logs(self, record: Mapping[str, Any]) -> Activation:
         if not record.get("logs"):  # some operators keep logs in a store of their own
+            path = f"activations/{quote(str(record['activationId']), safe='')}/logs"
             try:
-                logs = await self.connection.read("", f"activations/{quote(activation_id, safe='')}/logs", {})
+                logs = await self.connection.read("", path, {})
                 record = {**record, "logs": logs.get("logs", []) if isinstance(logs, dict) else []}
             except RequestRefused:
                 pass  # then there are none to be had; the record is still worth having
@@ -255,10 +271,10 @@ class OpenWhisk:
                 break
         return starts
 
-    async def _window(self, starts: Mapping[str, int]) -> dict[str, Activation]:
+    async def _window(self, starts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """The records of many, by pages of all that started in the same time."""
         window = {"since": str(min(starts.values())), "upto": str(max(starts.values())), "docs": "true"}
-        found: dict[str, Activation] = {}
+        found: dict[str, dict[str, Any]] = {}
         for page in range(PAGES_MAX):
             query = {**window, "limit": str(PAGE), "skip": str(page * PAGE)}
             try:
@@ -266,14 +282,8 @@ class OpenWhisk:
             except Oversize:  # much logging: fetch what is left one by one
                 left = [one for one in starts if one not in found]
                 single = await asyncio.gather(*(self._record(one) for one in left))
-                return found | {
-                    row["activationId"]: records.activation(row, with_logs=False) for row in single if row
-                }
-            found |= {
-                row["activationId"]: records.activation(row, with_logs=False)
-                for row in rows
-                if row.get("activationId") in starts
-            }
+                return found | {row["activationId"]: row for row in single if row}
+            found |= {row["activationId"]: row for row in rows if row.get("activationId") in starts}
             if len(rows) < PAGE or len(found) == len(starts):
                 break
         return found
