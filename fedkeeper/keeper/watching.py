@@ -25,6 +25,8 @@ from fedkeeper.weights.base import UpdateStore
 log = structlog.get_logger(__name__)
 
 CLOCK_SKEW_MS = 60_000  # how far a platform's clock may be from ours when its records are searched
+LOOK_RESTS = 3  # times as long as it took to look at the store, it is left alone
+FOLLOW_RESTS = 9  # the same of platforms, whose lists say of a few what the store does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,9 @@ class Pace:
 
     poll_min_s: float = 0.05  # right after something arrived
     poll_max_s: float = 0.25  # when nothing has arrived for a while
+    rest_max_s: float = 1.0  # between looks at the store that take their time, with thousands outstanding
     follow_s: float = 1.0  # between looks at the platforms' activation records
+    follow_max_s: float = 10.0  # the same where looks take their time
     keep_rounds: int = 2  # whose weights and updates stay in the store
 
 
@@ -57,6 +61,7 @@ class Watch:
         self._pace = pace
         self._followed_ms = 0
         self._followed: dict[str, asyncio.Task[None]] = {}  # the question under way, by cluster
+        self._follow_next_ms: dict[str, int] = {}  # not before, by cluster
 
     async def run(self) -> None:
         """Look more often while things move; not at all while nothing is outstanding."""
@@ -68,8 +73,9 @@ class Watch:
                 self._follow(group)
                 moved += await self._tick()
                 wait_s = self._pace.poll_min_s if moved else min(wait_s * 1.5, self._pace.poll_max_s)
-                # With thousands outstanding a look takes its time: leave as much to everything else.
-                await self._pause(max(wait_s, (self._proposer.now_ms() - begun_ms) / 1000))
+                took_s = (self._proposer.now_ms() - begun_ms) / 1000
+                rest_s = max(took_s, min(LOOK_RESTS * took_s, self._pace.rest_max_s))
+                await self._pause(max(wait_s, rest_s))
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but not past the next deadline, and not if something to wait for has just appeared."""
@@ -108,7 +114,7 @@ class Watch:
             await self._proposer.failed(key, applied.rejected)
 
     def _follow(self, group: asyncio.TaskGroup) -> None:
-        """Ask each platform what has ended, if it has answered the last time."""
+        """Ask each platform what has ended, if it has answered the last time, and rested."""
         now_ms = self._proposer.now_ms()
         if now_ms - self._followed_ms < self._pace.follow_s * 1000:
             return
@@ -119,8 +125,16 @@ class Watch:
                 by_cluster.setdefault(invoked_on(run, attempt)[0], {})[attempt.activation_id] = attempt
         for cluster, attempts in by_cluster.items():
             asked = self._followed.get(cluster)
-            if asked is None or asked.done():
-                self._followed[cluster] = group.create_task(self._follow_up(cluster, attempts))
+            if (asked is None or asked.done()) and now_ms >= self._follow_next_ms.get(cluster, 0):
+                self._followed[cluster] = group.create_task(self._follow_and_rest(cluster, attempts))
+
+    async def _follow_and_rest(self, cluster: str, attempts: Mapping[str, Attempt]) -> None:
+        """A list of ten thousand activations takes a second to read, and nine parts of ten are left alone."""
+        begun_ms = self._proposer.now_ms()
+        await self._follow_up(cluster, attempts)
+        now_ms = self._proposer.now_ms()
+        rest_ms = min(FOLLOW_RESTS * (now_ms - begun_ms), round(self._pace.follow_max_s * 1000))
+        self._follow_next_ms[cluster] = now_ms + rest_ms
 
     async def _follow_up(self, cluster: str, attempts: Mapping[str, Attempt]) -> None:
         """An activation that has ended and left no outcome in the store has failed."""
