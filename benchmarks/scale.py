@@ -132,6 +132,7 @@ def measure(clients: int, rounds: int, keepers: int) -> Json:
         "keeper MB": round(max(peak.values())),
         "log KB / round": round(log_bytes / 1000 / rounds / keepers, 1),
         "requests / s": round(requests_s, 1),
+        "requests / client": round(requests_s * took_s / rounds / clients, 2),
         "piece us": round(piece_us(), 1),
         "load": round(psutil.getloadavg()[0], 1),
     }
