@@ -55,9 +55,18 @@ def start(
 
 
 def made(
-    run: Run, kind: Kind, *, client: str, cluster: str, number: int, shard: int = 0, not_before_ms: int = 0
+    run: Run,
+    kind: Kind,
+    *,
+    client: str,
+    cluster: str,
+    number: int,
+    shard: int = 0,
+    not_before_ms: int = 0,
+    issued_ms: int = -1,
 ) -> Attempt:
-    """One that is not in the outbox yet."""
+    """One that is not in the outbox yet; from `issued_ms` on its time is running."""
+    pending = issued_ms < 0
     return Attempt(
         key=attempts.key(run, kind, client, shard, number),
         kind=kind,
@@ -66,10 +75,10 @@ def made(
         client=client,
         number=number,
         cluster=cluster,
-        status=AttemptStatus.PENDING,
+        status=AttemptStatus.PENDING if pending else AttemptStatus.SENDING,
         not_before_ms=not_before_ms,
-        issued_ms=0,
-        deadline_ms=0,
+        issued_ms=0 if pending else issued_ms,
+        deadline_ms=0 if pending else issued_ms + attempts.timeout_ms(run.spec, kind),
         shard=shard,
     )
 

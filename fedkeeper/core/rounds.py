@@ -294,10 +294,10 @@ def _begin_round(run: Run, round_no: int, now_ms: int) -> Step:
         trained_ms=0,
     )
     clusters = {place.client: place.cluster for place in spec.clients}
-    made = [
-        outbox.made(run, Kind.TRAIN, client=client, cluster=clusters[client], number=0) for client in chosen
+    issued = [
+        outbox.made(run, Kind.TRAIN, client=one, cluster=clusters[one], number=0, issued_ms=now_ms)
+        for one in chosen
     ]
-    issued = [outbox.issued(run, attempt, now_ms) for attempt in made]
     run = replace(run, outbox=Buckets({**run.outbox, **{one.key: one for one in issued}}))
     return run, tuple(Invoke(run=spec.run, key=one.key) for one in issued)
 
