@@ -53,8 +53,8 @@ class Mongo(Section):
     wait_s: Annotated[PositiveFloat, Number] = Field(
         default=60.0, description="how long a store that is away is waited for (seconds)"
     )
-    cache_mb: Annotated[PositiveInt, Number, Field(ge=256)] = Field(
-        default=256, description="cache of the embedded mongod (MB)"
+    cache_mb: Annotated[PositiveInt, Number, Field(ge=64)] = Field(
+        default=160, description="cache of the embedded mongod (MB)"
     )
 
     def address(

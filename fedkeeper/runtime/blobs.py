@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
-from bson import Binary, ObjectId
+from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -60,10 +60,10 @@ class Blobs:
             else:
                 digests += sha256(chunk).digest()
             nbytes += len(chunk)
-            batch.append({"_id": ObjectId(), "files_id": blob, "n": number, "data": Binary(chunk)})
+            batch.append({"_id": ObjectId(), "files_id": blob, "n": number, "data": chunk})
         known = {"sha256": whole.hexdigest(), "nbytes": nbytes}
         if nbytes <= mongo.INLINE_BYTES_MAX:
-            return known | {"data": batch[0]["data"] if batch else Binary(b"")}
+            return known | {"data": batch[0]["data"] if batch else b""}
         self._insert(batch)
         self._files.insert_one(
             {
@@ -74,7 +74,7 @@ class Blobs:
                 "uploadDate": datetime.now(UTC),
             }
         )
-        return known | {"blob": blob, "blocks": Binary(bytes(digests))}
+        return known | {"blob": blob, "blocks": bytes(digests)}
 
     def chunks(self, blob: ObjectId, first: int, last: int) -> Iterator[bytes]:
         """Chunks `first` to `last` - 1, as far as there are such without a gap."""

@@ -1,12 +1,11 @@
 """A real mongod on loopback, with authentication, for `mongo_config.embedded: true`.
 
 `open_embedded_mongo` joins or starts the *guard*, a service (see fedkeeper.service) that outlives its
-users: `python -m fedkeeper.weights.embedded FOLDER OPTIONS`. The guard starts mongod, sets up its replica
-set of one and its two users, starts it again when it dies, and shuts it down when nobody needs it any more.
+users: `python -m fedkeeper.weights.embedded FOLDER OPTIONS`. The guard starts mongod, sets up its two users,
+starts it again when it dies, and shuts it down when nobody needs it any more.
 
 FOLDER/data              mongod's files
 FOLDER/credentials.json  generated passwords (0600); the same for as long as the folder lives
-FOLDER/keyfile           a replica set with authentication needs one (0600)
 FOLDER/mongod.log        mongod's own words; guard.log has the guard's
 FOLDER/port              the port of last time
 """
@@ -25,7 +24,7 @@ from pymongo.errors import PyMongoError
 from fedkeeper import service
 from fedkeeper.errors import ServiceError
 from fedkeeper.runtime.environment import StoreAddress
-from fedkeeper.weights.mongod import HOST, REPLICA_SET, Client, Credentials, GuardOptions, grant, guard
+from fedkeeper.weights.mongod import HOST, Client, Credentials, GuardOptions, grant, guard
 
 SERVICE_NAME = "guard"
 
@@ -48,7 +47,7 @@ async def open_embedded_mongo(
     database: str,
     collection: str,
     port: int = 0,
-    cache_mb: int = 256,
+    cache_mb: int = 160,
     linger_s: float = 60,
     start_timeout_s: float = 60,
 ) -> OpenMongo:
@@ -97,7 +96,6 @@ async def _join(
             collection=collection,
             username=credentials.app_user,
             password=credentials.app_password,
-            replica_set=REPLICA_SET,
         ),
         running,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import os
 import secrets
@@ -27,13 +26,17 @@ from fedkeeper.errors import PortTaken, ServiceError
 from fedkeeper.weights.binary import die_with_parent, find_mongod
 
 HOST = "127.0.0.1"
-REPLICA_SET = "rs0"
 Client = AsyncMongoClient[dict[str, Any]]
 
 _SETUP_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
 _PORT_WAIT_S = 2.0  # for a mongod of ours that is just dying with its guard
 _RESTARTS_MAX = 5  # per minute
+_STANDALONE = ".standalone"  # in the data: it is no replica set's, or no more
+# What is dirty may stay in the cache until a checkpoint: most of it is pruned before, and never written.
+_DIRTY = ",".join(f"eviction_{what}_target=60,eviction_{what}_trigger=80" for what in ("dirty", "updates"))
+_NO_COMPRESSOR = ("--wiredTigerJournalCompressor", "none", "--wiredTigerCollectionBlockCompressor", "none")
+_ALONE = ("--auth", *_NO_COMPRESSOR)  # a journal of before, which is compressed, is read by whoever wrote it
 _EXIT_PORT, _EXIT_FOLDER = 48, 100  # mongod: the port, or the data folder, is in use
 
 
@@ -43,7 +46,7 @@ class GuardOptions:
 
     database: str
     port: int = 0
-    cache_mb: int = 256
+    cache_mb: int = 160
     linger_s: float = 60.0
 
 
@@ -133,11 +136,17 @@ class _Guard:
 
     async def _first_start(self) -> asyncio.subprocess.Process:
         """Start it on a port that is free, and see that it does not end at once over port or folder."""
-        if (self._folder / "data" / ".setting-up").exists():  # nobody has ever used it
-            shutil.rmtree(self._folder / "data")
+        data = self._folder / "data"
+        if (data / ".setting-up").exists():  # nobody has ever used it
+            shutil.rmtree(data)
+        if data.exists() and not (data / _STANDALONE).exists():
+            await self._leave_replica_set()
+        return await self._start_listening()
+
+    async def _start_listening(self, *more: str) -> asyncio.subprocess.Process:
         for _ in range(5):
             self._port = await self._choose_port()
-            mongod = await self._start()
+            mongod = await self._start(*more)
             code = await self._until_it_listens(mongod)
             if code is None:
                 return mongod
@@ -167,14 +176,37 @@ class _Guard:
             any_port.bind((HOST, 0))
             return int(any_port.getsockname()[1])
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _leave_replica_set(self) -> None:
+        """Make a folder of before (a replica set of one) one of a mongod alone, as MongoDB's manual says.
+
+        Started as what it was, mongod takes in what only the oplog has; once it has ended in order, its data
+        hold everything.
+        """
+        key = self._folder / "keyfile"
+        if key.exists():  # else there is no replica set in it
+            mongod = await self._start_listening("--replSet", "rs0", "--keyFile", str(key))
+            try:
+                try:
+                    if not await self._is_known():
+                        raise self._foreign()
+                    async with _connected(self._credentials.admin_options(self._port)) as client:
+                        await _until_primary_at(client, f"{HOST}:{self._port}")
+                finally:
+                    mongod.terminate()
+                    code = await asyncio.wait_for(mongod.wait(), _SETUP_TIMEOUT_S)
+            except (TimeoutError, PyMongoError) as exc:
+                raise ServiceError(f"mongod cannot leave its replica set: {exc!r}{self._words()}") from exc
+            if code != 0:
+                raise ServiceError(f"mongod ended with status {code}{self._words()}")
+            key.unlink()
+        (self._folder / "data" / _STANDALONE).touch()
+
+    async def _start(self, *more: str) -> asyncio.subprocess.Process:
         data = self._folder / "data"
         if not data.exists():
             data.mkdir(mode=0o700)
             (data / ".setting-up").touch()
-        key = self._folder / "keyfile"
-        if not key.exists():
-            _write_secret(key, base64.b64encode(secrets.token_bytes(96)))
+            (data / _STANDALONE).touch()
         log = self._folder / "mongod.log"
         if log.exists() and log.stat().st_size > 20_000_000:
             log.replace(log.with_suffix(".log.1"))
@@ -183,9 +215,9 @@ class _Guard:
             return await asyncio.create_subprocess_exec(
                 self._binary,
                 *("--dbpath", str(data), "--port", str(self._port), "--bind_ip", HOST, "--nounixsocket"),
-                *("--replSet", REPLICA_SET, "--keyFile", str(key), "--oplogSize", "990", "--quiet"),
-                *("--wiredTigerCacheSizeGB", f"{max(0.25, self._options.cache_mb / 1024):.2f}"),
-                *("--networkMessageCompressors", "disabled"),
+                *(more or _ALONE),
+                *("--quiet", "--networkMessageCompressors", "disabled"),
+                *("--wiredTigerEngineConfigString", f"cache_size={self._options.cache_mb}M,{_DIRTY}"),
                 *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -250,19 +282,14 @@ class _Guard:
     # --- the database ----------------------------------------------------------------------------
 
     async def _set_up(self) -> None:
-        """Replica set of one at this port, primary, both users. Each step may have been done before."""
+        """Both users. Each step may have been done before."""
         admin = self._credentials.admin_options(self._port)
         if await self._is_known():
             async with _connected(admin) as client:
-                await self._configure(client)
-                await _until_primary(client)
                 await grant(client, self._options.database)
             return
         async with _connected(_direct(self._port)) as client:  # the localhost exception
             try:
-                members = [{"_id": 0, "host": f"{HOST}:{self._port}"}]
-                await client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
-                await _until_primary(client)
                 await client.admin.command(
                     "createUser",
                     self._credentials.admin_user,
@@ -270,11 +297,7 @@ class _Guard:
                     roles=["root"],
                 )
             except OperationFailure as exc:
-                raise ServiceError(
-                    f"the data in {self._folder / 'data'} and the passwords in credentials.json"
-                    f" do not belong together: {exc.details and exc.details.get('errmsg')}",
-                    hint="restore credentials.json, or move the data folder away to begin anew",
-                ) from exc
+                raise self._foreign(f": {exc.details and exc.details.get('errmsg')}") from exc
         async with _connected(admin) as client:
             await client.admin.command(
                 "createUser",
@@ -283,6 +306,13 @@ class _Guard:
                 roles=[{"role": "readWrite", "db": self._options.database}],
             )
         (self._folder / "data" / ".setting-up").unlink()
+
+    def _foreign(self, why: str = "") -> ServiceError:
+        return ServiceError(
+            f"the data in {self._folder / 'data'} and the passwords in credentials.json"
+            f" do not belong together{why}",
+            hint="restore credentials.json, or move the data folder away to begin anew",
+        )
 
     async def _is_known(self) -> bool:
         """Whether mongod takes the admin's password."""
@@ -294,15 +324,6 @@ class _Guard:
                     return False
                 raise
         return True
-
-    async def _configure(self, client: Client) -> None:
-        """Tell the replica set its port, which may be another than last time."""
-        config = await _replica_config(client)
-        here = f"{HOST}:{self._port}"
-        if config["members"][0]["host"] != here:
-            config["members"][0]["host"] = here
-            config["version"] += 1
-            await client.admin.command("replSetReconfig", config, force=True)
 
     async def _watch_use(self) -> None:
         """Note whether a FedKeeper process is connected: functions may outlive the keeper."""
@@ -363,27 +384,27 @@ async def _connected(options: dict[str, Any]) -> AsyncIterator[Client]:
         yield client
 
 
+async def _until_primary_at(client: Client, host: str) -> None:
+    """A replica set of one, told its port, which may be another than last time. TimeoutError."""
+    async with asyncio.timeout(_SETUP_TIMEOUT_S):
+        config = await _replica_config(client)
+        if config["members"][0]["host"] != host:
+            config["members"][0]["host"] = host
+            config["version"] += 1
+            await client.admin.command("replSetReconfig", config, force=True)
+        while not (await client.admin.command("hello")).get("isWritablePrimary"):  # noqa: ASYNC110 - elsewhere
+            await asyncio.sleep(0.05)
+
+
 async def _replica_config(client: Client) -> dict[str, Any]:
-    """Once mongod has loaded it, which takes a while if its old port is another's. TimeoutError."""
-    limit = time.monotonic() + _SETUP_TIMEOUT_S
-    while time.monotonic() < limit:
+    """Once mongod has loaded it, which takes a while if its old port is another's."""
+    while True:
         try:
             return dict((await client.admin.command("replSetGetConfig"))["config"])
         except OperationFailure as exc:
             if exc.code != 94:  # NotYetInitialized
                 raise
         await asyncio.sleep(0.05)
-    raise TimeoutError
-
-
-async def _until_primary(client: Client) -> None:
-    """TimeoutError if it takes too long."""
-    limit = time.monotonic() + _SETUP_TIMEOUT_S
-    while time.monotonic() < limit:
-        if (await client.admin.command("hello")).get("isWritablePrimary"):
-            return
-        await asyncio.sleep(0.05)
-    raise TimeoutError
 
 
 def _write_secret(path: Path, content: bytes) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from pymongo import MongoClient
 
 from fedkeeper.errors import PortTaken, ServiceError, StoreRefused
 from fedkeeper.runtime.store import open_store
 from fedkeeper.weights import binary
 from fedkeeper.weights.embedded import OpenMongo, open_embedded_mongo
+from fedkeeper.weights.mongod import Credentials
 
 SMALL = {"w": np.arange(100, dtype=np.float32)}
 USER = """
@@ -83,7 +85,7 @@ async def test_data_port_and_passwords_are_kept_from_start_to_start(tmp_path):
 
 
 async def test_the_port_of_last_time_may_be_taken(tmp_path):
-    """Then any other will do, the replica set is told, and the data is still there."""
+    """Then any other will do, and the data is still there."""
     opened = await start(tmp_path)
     put(opened, "run/w0")
     await opened.close()
@@ -165,6 +167,43 @@ async def test_kill_9_of_the_guard_takes_mongod_along_and_the_next_start_recover
     await again.close()
 
 
+async def test_what_was_a_replica_set_of_one_becomes_a_mongod_alone(tmp_path):
+    """As earlier versions left it, killed with -9 as well, when the last writes are in the oplog only."""
+    opened = await start(tmp_path)
+    put(opened, "run/w0")
+    await opened.close()
+    (tmp_path / "data" / ".standalone").unlink()
+    key = tmp_path / "keyfile"
+    key.write_text("a" * 40)
+    key.chmod(0o600)
+    port = int((tmp_path / "port").read_text())
+    mongod = await asyncio.create_subprocess_exec(
+        *(binary.find_mongod(), "--dbpath", str(tmp_path / "data"), "--port", str(port)),
+        *("--bind_ip", "127.0.0.1", "--nounixsocket", "--replSet", "rs0", "--keyFile", str(key)),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        with MongoClient(**Credentials.load(tmp_path).admin_options(port)) as client:
+            members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+            while not client.admin.command("hello").get("isWritablePrimary"):  # noqa: ASYNC110 - elsewhere
+                await asyncio.sleep(0.05)
+        put(opened, "run/w1")
+    finally:
+        mongod.kill()
+        await mongod.wait()
+    again = await start(tmp_path)
+    get(again, "run/w0")
+    get(again, "run/w1")
+    put(again, "run/w2")
+    assert not key.exists()
+    await again.close()
+    third = await start(tmp_path)
+    for number in range(3):
+        get(third, f"run/w{number}")
+    await third.close()
+
+
 async def test_secrets_are_in_files_of_mode_0600_and_nowhere_else(tmp_path):
     """Not in any command line, log, announcement or repr; and mongod listens on loopback only."""
     opened = await start(tmp_path)
@@ -183,7 +222,7 @@ async def test_secrets_are_in_files_of_mode_0600_and_nowhere_else(tmp_path):
         if path.suffix in {".log", ".json"} and "cred" not in path.name
     ]
     assert not any(secret in text for secret in secrets for text in texts)
-    for path in (tmp_path / "credentials.json", tmp_path / "keyfile", tmp_path / "guard.json"):
+    for path in (tmp_path / "credentials.json", tmp_path / "guard.json"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert {at.laddr.ip for at in mongod.net_connections() if at.status == psutil.CONN_LISTEN} == {
         "127.0.0.1"

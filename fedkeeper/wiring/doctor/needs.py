@@ -10,7 +10,7 @@ from fedkeeper.config import Experiment, Learning
 MONGOD_MB = 250  # its cache's floor and itself, while it works
 KEEPER_MB = 80
 BASE_MB = 600  # the process that has imported TensorFlow, which workers are forked from, and the command
-MONGOD_DISK_MB = 2000  # its log of operations takes 990 MB at least, the journal some more
+MONGOD_DISK_MB = 2000  # its journal may grow to 2 GB between two checkpoints
 LOGS_DISK_MB = 100
 
 
