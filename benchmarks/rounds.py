@@ -90,9 +90,9 @@ def measure(case: Case, rounds: int, keepers: int) -> Json:
                         begun = meter.cpu(), len(seen["history"])
                     if seen["phase"] in ENDED:
                         break
-                if (looked := looked + 1) % 10 == 0:  # it costs what it measures
+                if (looked := looked + 1) % 4 == 0:  # it costs what it measures
                     meter.look()
-                time.sleep(0.2)
+                time.sleep(0.5)
             meter.look()
             after = meter.cpu()
             if seen["phase"] != "finished":

@@ -11,7 +11,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import msgspec
 import yaml
 
 from fedkeeper import logs
@@ -30,6 +30,8 @@ from fedkeeper.providers.base import Activation
 REASON_CHARS_MAX: Final = 500
 FILE_NAME_CHARS_MAX: Final = 200
 NUMBERED_CLIENT: Final = re.compile(r"client_(\d+)")
+
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # of libyaml, where it was built with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +251,7 @@ class Report:
         """Write config.yaml: the experiment as it runs; the caller has left the secrets out."""
         text = experiment
         if not isinstance(text, str):
-            text = yaml.safe_dump(dict(text), sort_keys=False, allow_unicode=True)
+            text = yaml.dump(dict(text), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
         write_text(self.folder / "config.yaml", text)
 
     def _load(self) -> None:
@@ -299,7 +301,7 @@ def write_params(
 
 def write_json(path: Path, value: Mapping[str, Any]) -> bool:
     """Replace `path` by `value` as JSON; False if the disk would not."""
-    return write_text(path, json.dumps(value, indent=4) + "\n")
+    return write_text(path, msgspec.json.format(msgspec.json.encode(value), indent=4).decode() + "\n")
 
 
 def write_text(path: Path, text: str) -> bool:

@@ -21,6 +21,7 @@ from fedkeeper.fabric.inside import processes
 
 log = structlog.get_logger(__name__)
 CONTROLLERS = ("memory", "pids")
+EVENTS = ("memory.events", "memory.oom_control")  # version 2's, version 1's
 END_S_MAX = 5.0
 MAKE_TRIES = 3
 _UNIFIED = ""  # version 2's name in the table of hierarchies
@@ -31,6 +32,9 @@ class Group:
     """The control groups of one worker."""
 
     folders: tuple[Path, ...]
+    events: tuple[
+        str, ...
+    ] = ()  # files that count what the kernel has killed; looked at several times a second
 
     @property
     def join(self) -> list[str]:
@@ -40,11 +44,10 @@ class Group:
     def oom_kills(self) -> int:
         """How many of its processes the kernel has killed because the memory was used up."""
         kills = 0
-        for folder in self.folders:
-            for name in ("memory.events", "memory.oom_control"):
-                for line in _text(folder / name).splitlines():
-                    field, _, count = line.partition(" ")
-                    kills += int(count) if field == "oom_kill" else 0
+        for file in self.events:
+            for line in _text(file).splitlines():
+                field, _, count = line.partition(" ")
+                kills += int(count) if field == "oom_kill" else 0
         return kills
 
     def end(self) -> None:
@@ -114,7 +117,8 @@ class Cgroups:
                     folder.rmdir()
                 continue
             folders.append(folder)
-        return Group(tuple(folders))
+        files = [str(folder / name) for folder in folders for name in EVENTS]
+        return Group(tuple(folders), tuple(file for file in files if os.path.exists(file)))  # noqa: PTH110
 
     def close(self) -> None:
         """Kill what is left in the groups and remove them. Blocking."""
@@ -224,8 +228,9 @@ def _kill(folder: Path) -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path | str) -> str:
     try:
-        return path.read_text()
+        with open(path) as file:  # noqa: PTH123 - a Path of it would cost more than the reading
+            return file.read()
     except OSError:
         return ""

@@ -29,6 +29,7 @@ from fedkeeper.fabric.worker import PROCESSES_MAX, Quarters, Worker
 
 T = TypeVar("T")
 WATCH_S = 0.25
+IDLE_LOOKS = 8  # of which one is at the idle workers as well: they do nothing, or should not
 START_TRIES = 3  # of a worker, each from another zygote
 CLOSE_S_MAX = 2.0
 ENDS = ("idle", "evicted", "retired", "closing", "spoilt")  # those that are nobody's fault
@@ -272,9 +273,13 @@ class Pool:
 
     async def _watch(self) -> None:
         """Measure the workers, and end those that hold too much or have been idle too long."""
-        while True:
+        for look in itertools.count():
             await asyncio.sleep(WATCH_S)
-            workers = [worker for worker in self._admission.workers if worker.alive]
+            workers = [
+                worker
+                for worker in self._admission.workers
+                if (worker.active or look % IDLE_LOOKS == 0) and worker.alive
+            ]
             if not workers:
                 continue
             faults = await asyncio.to_thread(_faults, workers)
