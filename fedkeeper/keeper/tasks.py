@@ -151,6 +151,7 @@ class TaskBook:
             seed=run.spec.seed,
             max_model_bytes=self.max_model_bytes,
             dealt=self.submission,
+            whole=sharding.count(run) == 1,
         )
 
     def _aggregate_task(self, run: Run, attempt: Attempt) -> AggregateTask:

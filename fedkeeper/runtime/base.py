@@ -63,8 +63,8 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def hand_in(self, key: str, update: Tensors, *, run: str, round_no: int) -> Ref:
-        """Store what a client has trained, under its key.
+    def hand_in(self, key: str, update: Tensors, *, run: str, round_no: int, whole: bool = False) -> Ref:
+        """Store what a client has trained, under its key. `whole`: nobody will read a part of it alone.
 
         As `put`; but a small one may be there only when `publish` has recorded the outcome of that key: the
         outcome takes it along, in one write. Without such an outcome, or after a bad one, it is dropped.

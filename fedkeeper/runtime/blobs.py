@@ -42,26 +42,27 @@ class Blobs:
         self._chunks = database[f"{bucket}.chunks"]
         self._indexed = False
 
-    def write(self, name: str, pieces: Iterable[bytes]) -> _Document:
+    def write(self, name: str, pieces: Iterable[bytes], *, whole: bool = False) -> _Document:
         """Store the bytes; what the manifest says of them.
 
-        That is `sha256`, `nbytes`, and either the bytes themselves (`data`) or `blob`, with the sha256 of
-        each chunk in `blocks`, so that a part of it can be checked alone. Durable when it returns.
+        That is `sha256`, `nbytes`, and either the bytes themselves (`data`) or `blob`. `blocks` has the
+        sha256 of each chunk, so that a part can be checked alone; it is left out of what is only read as a
+        `whole`, since hashing costs more than storing. Durable when it returns.
         """
-        blob, whole, digests, nbytes = ObjectId(), sha256(), bytearray(), 0
+        blob, total, digests, nbytes = ObjectId(), sha256(), bytearray(), 0
         batch: list[_Document] = []
         for number, chunk in enumerate(_in_chunks(pieces)):
             if len(batch) == WRITTEN_AT_ONCE:
                 self._insert(batch)
                 batch = []
-            whole.update(chunk)
+            total.update(chunk)
             if number == 0:
-                digests += whole.digest()
-            else:
+                digests += total.digest()
+            elif not whole:
                 digests += sha256(chunk).digest()
             nbytes += len(chunk)
             batch.append({"_id": ObjectId(), "files_id": blob, "n": number, "data": chunk})
-        known = {"sha256": whole.hexdigest(), "nbytes": nbytes}
+        known = {"sha256": total.hexdigest(), "nbytes": nbytes}
         if nbytes <= mongo.INLINE_BYTES_MAX:
             return known | {"data": batch[0]["data"] if batch else b""}
         self._insert(batch)
@@ -74,7 +75,7 @@ class Blobs:
                 "uploadDate": datetime.now(UTC),
             }
         )
-        return known | {"blob": blob, "blocks": bytes(digests)}
+        return known | {"blob": blob} | ({} if whole else {"blocks": bytes(digests)})
 
     def chunks(self, blob: ObjectId, first: int, last: int) -> Iterator[bytes]:
         """Chunks `first` to `last` - 1, as far as there are such without a gap."""

@@ -95,8 +95,17 @@ class MemoryObjects:
         """The tensors under `name`, in their order. ObjectMissing; ObjectDamaged."""
         return codec.unpack(self._held(name, sha256).data)[0]
 
-    def hand_in(self, key: str, update: Mapping[str, NDArray[np.generic]], *, run: str, round_no: int) -> Ref:
-        """As `put`: there is nothing to be saved by waiting for the outcome."""
+    def hand_in(
+        self,
+        key: str,
+        update: Mapping[str, NDArray[np.generic]],
+        *,
+        run: str,
+        round_no: int,
+        whole: bool = False,
+    ) -> Ref:
+        """As `put`: there is nothing to be saved by waiting for the outcome, nor by `whole`."""
+        del whole
         return self.put(key, update, run=run, round_no=round_no)
 
     def open(self, name: str, *, sha256: str = "") -> MemoryObject:

@@ -95,7 +95,19 @@ class MongoObjects:
         round_no: int,
     ) -> Ref:
         """As `put`, of bytes that are never in memory all at once. See runtime.base."""
-        content = self._patiently(f"storing {name!r}", lambda: self._blobs.write(name, pieces()))
+        return self._put(name, description, pieces, run, round_no)
+
+    def _put(
+        self,
+        name: str,
+        description: Sequence[Mapping[str, Any]],
+        pieces: Callable[[], Iterator[bytes]],
+        run: str,
+        round_no: int,
+        *,
+        whole: bool = False,
+    ) -> Ref:
+        content = self._patiently(f"storing {name!r}", lambda: self._blobs.write(name, pieces(), whole=whole))
         ref = Ref(name=name, sha256=content["sha256"], nbytes=content["nbytes"])
         manifest: _Document = {
             "_id": name,
@@ -113,11 +125,11 @@ class MongoObjects:
                 self._bucket.delete(replaced["blob"])
         return ref
 
-    def hand_in(self, key: str, update: Tensors, *, run: str, round_no: int) -> Ref:
+    def hand_in(self, key: str, update: Tensors, *, run: str, round_no: int, whole: bool = False) -> Ref:
         """Store what a client has trained, a small one by the `publish` that follows. See runtime.base."""
         data = codec.pack(update)
         if len(data) > mongo.INLINE_BYTES_MAX:
-            return self.put_bytes(key, codec.describe(data), lambda: iter([data]), run=run, round_no=round_no)
+            return self._put(key, codec.describe(data), lambda: iter([data]), run, round_no, whole=whole)
         ref = Ref(name=key, sha256=sha256_of(data).hexdigest(), nbytes=len(data))
         self._handed_in[key] = {"sha256": ref.sha256, "nbytes": ref.nbytes, "data": data}
         return ref

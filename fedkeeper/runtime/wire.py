@@ -111,6 +111,7 @@ class TrainTask:
     seed: int
     max_model_bytes: int
     dealt: str = ""  # the same for all tasks with the same assignments: rows may be kept; empty: they may not
+    whole: bool = False  # the update will be read as a whole only: there is one shard
     wire: int = 1
 
 

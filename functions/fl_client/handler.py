@@ -25,7 +25,7 @@ def run(task: TrainTask, store: ObjectStore) -> TrainResult:
     fetched = perf_counter()
     update, trained = _train(task, weights, rows)
     done = perf_counter()
-    ref = store.hand_in(task.key, update, run=task.run, round_no=task.round)
+    ref = store.hand_in(task.key, update, run=task.run, round_no=task.round, whole=task.whole)
     load_s = trained.seconds["load"] + fetched - begun
     return TrainResult(
         update=ref,

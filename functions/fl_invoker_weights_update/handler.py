@@ -36,7 +36,7 @@ def run(task: ForwardTask, store: ObjectStore, access: ClientAccess) -> TrainRes
     check_update(update, shapes(weights), bytes_max=train.max_model_bytes)
     if trained.samples != rows.size:  # its weight in the average is not for the client to choose
         raise UpdateRefused(f"{client.name} says it trained on {trained.samples} rows, it has {rows.size}")
-    ref = store.hand_in(task.key, update, run=train.run, round_no=train.round)
+    ref = store.hand_in(task.key, update, run=train.run, round_no=train.round, whole=train.whole)
     own = {"fetch": sent - begun, "client": answered - sent, "store": perf_counter() - answered}
     return TrainResult(
         update=ref,

@@ -170,11 +170,12 @@ class StoreContract:
         assert store.objects.publish(first)
         assert await store.updates.outcomes({"run/r1/c0/a0", "run/r1/c1/a0"}) == {first.key: first}
 
+    @pytest.mark.parametrize("whole", [False, True], ids=["in parts", "whole"])
     @pytest.mark.parametrize("tensors", [SMALL, LARGE], ids=["small", "large"])
-    async def test_what_is_handed_in_is_there_with_its_outcome(self, store, tensors):
+    async def test_what_is_handed_in_is_there_with_its_outcome(self, store, tensors, whole):
         """It is read, in parts too, and pruned like any other object; the outcome does not bring it along."""
         key, data = "run/r1/c0/a0", codec.pack(tensors)
-        ref = store.objects.hand_in(key, tensors, run="run", round_no=1)
+        ref = store.objects.hand_in(key, tensors, run="run", round_no=1, whole=whole)
         assert (ref.name, ref.sha256, ref.nbytes) == (key, sha256(data).hexdigest(), len(data))
         done = outcome(key)
         assert store.objects.publish(done)

@@ -18,5 +18,5 @@ def run(task, store):
     step = np.float32(zlib.crc32(task.client.encode()) % 1000 / 1e6)
     update = {name: tensor + step for name, tensor in weights.items()}
     check_update(update, shapes(weights), bytes_max=task.max_model_bytes)
-    ref = store.hand_in(task.key, update, run=task.run, round_no=task.round)
+    ref = store.hand_in(task.key, update, run=task.run, round_no=task.round, whole=task.whole)
     return TrainResult(update=ref, samples=len(rows), loss=0.5, accuracy=0.5, seconds={})
