@@ -141,7 +141,6 @@ class Deployment:
                 stderr=subprocess.STDOUT,
                 env=self.environment.variables(self.folder),
                 cwd=self.folder,
-                start_new_session=True,
             )
         stack.callback(_end, process)
         return process.pid
@@ -177,12 +176,17 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process, and all that it has started: they are a session of their own."""
-    for number, wait_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 30)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait_s)
+    """The process, and all that descends from it: a SuperExec makes itself a session of its own."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    for one in (process, *started):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.terminate()
+    _, alive = psutil.wait_procs(started, timeout=5)
+    for one in (process, *alive):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(alive, timeout=30)
+    process.wait(30)
 
 
 def several(case: Case, environment: Environment, chosen: argparse.Namespace, *, rounds: int) -> Json:
