@@ -178,14 +178,15 @@ def _listens(host: str, port: int) -> bool:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """The process, and all that descends from it: a SuperExec makes itself a session of its own."""
     started = psutil.Process(process.pid).children(recursive=True)
-    for one in (process, *started):
+    process.terminate()
+    for one in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.terminate()
     _, alive = psutil.wait_procs(started, timeout=5)
-    for one in (process, *alive):
+    for one in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(alive, timeout=30)
+    process.kill()
     process.wait(30)
 
 
