@@ -49,7 +49,7 @@ MEASUREMENTS: Final = (
 )
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """In Markdown; a column for each key of any row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names)]

@@ -1,4 +1,4 @@
-"""Who may run now: memory budget, warm reuse, eviction of the least recently used, a bounded FIFO queue."""
+"""Who may run now: memory budget, warm reuse, eviction, a bounded FIFO queue."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from fedkeeper.fabric.model import PoolFull, Revision
 from fedkeeper.fabric.worker import Worker
+
+IN_TURN_S = 60.0  # an expected worker that was idle for longer may be of a run that is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Admission:
         self._busy_max = busy_max  # workers of one key, of OpenWhisk actions
         self._by_key: dict[str, dict[Worker, None]] = {}
         self._starting: Counter[str] = Counter()
+        self._ahead: Counter[str] = Counter()  # of those that start or load, without a caller, by key
         self._numbers = itertools.count()
         self._waiting: dict[str, deque[_Ticket]] = {}
         self._ready: list[tuple[int, str]] = []  # heap: first tickets of the keys that are not held back
@@ -74,7 +77,7 @@ class Admission:
             if not ticket.permit.done():
                 revision = ticket.revision
                 permit = self._warm(revision)
-                if permit is None and self._busy(revision) >= self._bound(revision):
+                if permit is None and (self._ahead[key] or self._busy(revision) >= self._bound(revision)):
                     heapq.heappop(self._ready)
                     self._held.add(key)
                     continue
@@ -83,6 +86,29 @@ class Admission:
                     return
                 ticket.permit.set_result(permit)
             self._serve_next(key)
+
+    def ahead(self, revision: Revision) -> bool:
+        """Take memory that is free for a worker that nobody has called yet, if no caller waits for memory.
+
+        Until `ready` callers of its key wait for it, rather than have a second one started beside it.
+        """
+        charge = self._charge(revision)
+        if self._ready or self.memory_mb - self.used_mb < charge:
+            return False
+        self.used_mb += charge
+        self._starting[revision.key] += 1
+        self._ahead[revision.key] += 1
+        return True
+
+    def ready(self, key: str) -> None:
+        """A worker that was started ahead is released next, or has come to nothing: `not_started` is next."""
+        self._ahead[key] -= 1
+        if not self._ahead[key]:
+            del self._ahead[key]
+
+    def count(self, key: str) -> int:
+        """Workers of a key, those being started included."""
+        return len(self._by_key.get(key, ())) + self._starting[key]
 
     def started(self, worker: Worker) -> None:
         """A permit has become a worker, with one call counted."""
@@ -177,7 +203,7 @@ class Admission:
         left = self.memory_mb - self.used_mb
         evicted: list[Worker] = []
         if left < charge:
-            for worker in sorted(self.workers, key=lambda worker: worker.idle_since):
+            for worker in sorted(self.workers, key=_dispensable):
                 if worker.active == 0 and left < charge:
                     evicted.append(worker)
                     left += self._charge(worker.revision)
@@ -208,6 +234,16 @@ class Admission:
     def _charge(self, revision: Revision) -> int:
         # One that asks for more than there is runs alone instead of never.
         return min(revision.limits.memory_mb, self.memory_mb)
+
+
+def _dispensable(worker: Worker) -> tuple[bool, float]:
+    """Order of eviction: the least recently used first, but what every round needs last, and backwards.
+
+    Rounds call their clients over and over. When there is no memory for a worker of each, the one that has
+    just been used is needed last; to evict the least recently used would make every call a cold one.
+    """
+    in_turn = worker.revision.ahead and asyncio.get_running_loop().time() - worker.idle_since < IN_TURN_S
+    return in_turn, -worker.idle_since if in_turn else worker.idle_since
 
 
 def _slots(revision: Revision) -> int:

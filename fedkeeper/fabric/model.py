@@ -31,6 +31,7 @@ class Revision:
     limits: Limits
     environment: Mapping[str, str] = field(default_factory=dict)  # init parameters / service environment
     kind: str = ""  # OpenWhisk: what runs it, as "python:3.11" or "nodejs:20"
+    ahead: bool = False  # a worker of it is to be ready before it is called, where memory is free
     share: str = ""  # revisions for which this is the same are alike in all that a worker is made from
 
     @property
@@ -101,6 +102,10 @@ class Workers(Protocol):
 
     async def prepare(self, folder: Path) -> None:
         """Import what the function in `folder` will need, ahead of its first invocation."""
+        ...
+
+    def expect(self, revision: Revision) -> None:
+        """Have a worker ready for a revision that asks for one, in the background."""
         ...
 
     async def retire(self, revision_id: str, *, wait: bool = False) -> None:

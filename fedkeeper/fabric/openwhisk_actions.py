@@ -133,7 +133,7 @@ class Actions:
         )  # fmt: skip
         await self._platform.store.put(document)
         if code is not None:
-            self._revisions.prepare(revision)
+            self._revisions.prepare(revision, await self._invocations.expected(name, entity))
         if old is not None:
             await self._revisions.retire(old.revision)
         return entity

@@ -6,12 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import verdict
 from fedkeeper.fabric.calling import Leases, not_run, now_ms, open_log
 from fedkeeper.fabric.model import Ran, Revision
 from fedkeeper.fabric.verdict import DEVELOPER_ERROR
 from fedkeeper.fabric.worker import Worker, WorkerDied
+
+_log = structlog.get_logger(__name__)
 
 
 async def run(leases: Leases, revision: Revision, arguments: Any, context: Mapping[str, str]) -> Ran:
@@ -53,6 +57,21 @@ async def run(leases: Leases, revision: Revision, arguments: Any, context: Mappi
         init_ms=init_ms if init_ms is not None or not cold else end_ms - start_ms,
         timed_out=timed_out,
     )
+
+
+async def load(worker: Worker) -> str:
+    """Have a worker import its action before it is called: empty, or the platform's words for what failed."""
+    namespace = worker.revision.name.split("/")[1]
+    log = open_log(worker, marked=False)
+    try:
+        problem = await _initialise(worker, {"namespace": namespace, "action_name": worker.revision.name})
+    except WorkerDied as died:
+        problem = str(died)
+    finally:
+        worker.output.logs.remove(log)
+    if lines := log.lines(unexpected=False):
+        _log.info("said by a worker that was started ahead", function=worker.revision.name, lines=lines[-20:])
+    return problem
 
 
 async def _initialise(worker: Worker, context: Mapping[str, str]) -> str:

@@ -33,6 +33,7 @@ from fedkeeper.fabric.revisions import Revisions
 
 NO_COMPONENT = "Sequence component does not exist."
 TOO_LONG = "Too many actions in the sequence."
+AHEAD = "fedkeeper-ahead"  # annotation, our own: have a worker ready before the action is called
 _PLAIN_MAX = 4096  # revisions kept in memory
 
 
@@ -135,6 +136,15 @@ class Invocations:
             known = self._plain[key] = self._make_revision(resolved, kind, environment, namespace)
         return known
 
+    async def expected(self, name: FullName, entity: Mapping[str, Any]) -> Revision | None:
+        """The revision of an action that asks for a worker before it is called; None if it does not."""
+        kind = self.kind_of(entity["exec"]) if "code" in entity["exec"] else ""
+        if not kind or not truthy(entity, AHEAD):
+            return None
+        resolved = await self.platform.resolve(name)
+        _, environment = arguments(resolved.entity, {})
+        return self._revision(resolved, kind, environment, name.namespace)
+
     def _make_revision(
         self, resolved: Resolved, kind: str, environment: Mapping[str, str], namespace: str
     ) -> Revision:
@@ -155,6 +165,7 @@ class Invocations:
             entry=entity["exec"].get("main", "main"),
             limits=limits_of(entity),
             environment=environment,
+            ahead=truthy(entity, AHEAD),
             share=self._shared_by(resolved, kind, environment, namespace),
         )
 

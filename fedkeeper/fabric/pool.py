@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from fedkeeper.errors import ServiceError
 from fedkeeper.fabric import google_calls, openwhisk_calls
 from fedkeeper.fabric.admission import Admission
+from fedkeeper.fabric.ahead import Expected
 from fedkeeper.fabric.cgroups import Cgroups
 from fedkeeper.fabric.google_instances import PENDING_S, Gates
 from fedkeeper.fabric.inside import processes
@@ -60,12 +61,19 @@ class Pool:
         self._python = python
         self._node = node
         self._admission = Admission(bounds.memory_mb, bounds.queue_max, bounds.busy_max)
+        self._expected = Expected(
+            self._admission,
+            self._start_ahead,
+            at_once=len(os.sched_getaffinity(0)),
+            each_max=bounds.busy_max,
+            idle_s=bounds.idle_s,
+        )
         self._gates = Gates(self._admission.instances, pending_s=bounds.pending_s)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._numbers = itertools.count(1)
-        self._counts = {"cold": 0, "warm": 0, "killed": 0}
+        self._counts = {"cold": 0, "warm": 0, "ahead": 0, "killed": 0}
         self._closed = False
 
     @classmethod
@@ -123,6 +131,8 @@ class Pool:
         self, revision: Revision, activation_id: str, arguments: Any, context: Mapping[str, str]
     ) -> Ran:
         """Run one OpenWhisk activation to its end (bounded by its time limit). PoolFull."""
+        if revision.ahead:
+            self._expected.expect(revision)
         about = {**context, "activation_id": activation_id}
         return await self._own(openwhisk_calls.run(self, revision, arguments, about))
 
@@ -138,11 +148,19 @@ class Pool:
         """Start the zygote that the function in `folder` needs, ahead of its first invocation."""
         await self._own(self._zygote(preload_for(folder)))
 
+    def expect(self, revision: Revision) -> None:
+        """Have a worker ready for a revision that asks for one, in the background, if memory is free."""
+        self._expected.expect(revision)
+        self._expected.fill()
+
     async def retire(self, revision_id: str, *, wait: bool = False) -> None:
         """End idle workers made of a revision that was updated or deleted; busy ones after their activation.
 
         `wait`: return when those have ended too, so that nobody uses the revision's files any more.
         """
+        self._expected.forget(revision_id)
+        if wait:
+            await self._expected.settled(revision_id)
         mine = [worker for worker in self._admission.workers if worker.revision.id == revision_id]
         for worker in mine:
             worker.retired = True
@@ -151,7 +169,7 @@ class Pool:
             await asyncio.gather(*(worker.ended.wait() for worker in mine))
 
     def stats(self) -> Mapping[str, int]:
-        """workers, busy, idle, spare, queued, memory_mb, cold, warm, killed."""
+        """workers, busy, idle, spare, queued, memory_mb, cold, warm, ahead, killed."""
         workers = self._admission.workers
         busy = sum(worker.active > 0 for worker in workers)
         return {
@@ -167,6 +185,7 @@ class Pool:
     async def close(self) -> None:
         """Kill every worker and its descendants, and the zygotes."""
         self._closed = True
+        await self._expected.close()
         self._admission.close()
         await asyncio.gather(*(worker.end("closing") for worker in list(self._admission.workers)))
         for zygote in self._zygotes.values():
@@ -217,12 +236,34 @@ class Pool:
             self._admission.not_started(revision)
             raise
         self._counts["cold"] += 1
+        await self._count_in(worker)
+        return worker, True
+
+    async def _count_in(self, worker: Worker) -> None:
         self._admission.started(worker)
         if not worker.alive:  # ended before it was counted
             self._admission.gone(worker)
         if self._closed:
             await worker.end("closing")
-        return worker, True
+
+    async def _start_ahead(self, revision: Revision) -> bool:
+        """Make a worker that waits for its first call, as granted; False: it does not load."""
+        try:
+            worker = await self._start(revision)
+        except BaseException:
+            self._admission.ready(revision.key)
+            self._admission.not_started(revision)
+            raise
+        spoilt = True
+        try:
+            await self._count_in(worker)
+            worker.retired |= not self._expected.knows(revision)  # updated or deleted meanwhile
+            spoilt = bool(await openwhisk_calls.load(worker))
+        finally:
+            self._admission.ready(revision.key)
+            await self.release(worker, spoilt=spoilt)
+        self._counts["ahead"] += not spoilt
+        return not spoilt
 
     async def _start(self, revision: Revision) -> Worker:
         node = find_node(self._node) if revision.kind.startswith("nodejs:") else ""
@@ -271,10 +312,16 @@ class Pool:
             self._keep(asyncio.ensure_future(worker.zygote.close()))
         self._admission.gone(worker)
 
+    def _expired(self, worker: Worker, now: float) -> bool:
+        """An expected worker may have nothing to do for as long as the rest of its round takes."""
+        unused = worker.active == 0 and now - worker.idle_since > self._bounds.idle_s
+        return unused and (not worker.revision.ahead or self._expected.idle())
+
     async def _watch(self) -> None:
         """Measure the workers, and end those that hold too much or have been idle too long."""
         for look in itertools.count():
             await asyncio.sleep(WATCH_S)
+            self._expected.fill()  # in place of those that have ended, as soon as memory is free
             workers = [
                 worker
                 for worker in self._admission.workers
@@ -287,7 +334,7 @@ class Pool:
             for worker, fault in zip(workers, faults, strict=True):
                 if fault:
                     worker.end(fault)
-                elif worker.active == 0 and now - worker.idle_since > self._bounds.idle_s:
+                elif self._expired(worker, now):
                     worker.end("idle")
 
 

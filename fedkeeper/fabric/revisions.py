@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from fedkeeper.fabric.model import Workers
+from fedkeeper.fabric.model import Revision, Workers
 
 _CLOSE_S: Final = 2.0  # a worker may be busy for as long as its time limit
 log = structlog.get_logger(__name__)
@@ -43,13 +43,18 @@ class Revisions:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(extract, self.folder(revision_id))
 
-    def prepare(self, revision_id: str) -> None:
-        """Have the workers import, in the background, what the revision needs: for a quick first call."""
+    def prepare(self, revision_id: str, expected: Revision | None = None) -> None:
+        """Have the workers import, in the background, what the revision needs: for a quick first call.
+
+        `expected`: have a worker of it ready as well.
+        """
 
         async def prepare() -> None:
             try:
                 with self.use(revision_id):
                     await self._workers.prepare(self.folder(revision_id))
+                    if expected is not None and revision_id not in self._retired:
+                        self._workers.expect(expected)
             except Exception as exc:  # noqa: BLE001 - an optimisation; the first call will tell the user
                 log.warning("nothing was imported ahead", revision=revision_id, error=repr(exc))
 

@@ -28,6 +28,7 @@ class Package:
     owner: str = ""  # mark of the experiment that it belongs to
     environment: Mapping[str, SecretStr] = field(default_factory=dict)  # seen by the function only
     extras: Mapping[str, Any] = field(default_factory=dict)  # what only this platform knows; JSON types
+    ahead: bool = False  # a platform that can may have a worker ready before it is called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

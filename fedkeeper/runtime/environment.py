@@ -3,6 +3,7 @@
 `FEDKEEPER_STORE`    JSON of StoreAddress; absent in clients of the invoker route
 `FEDKEEPER_CLIENTS`  JSON: cluster -> ClientAccess; only in fl_invoker_weights_update
 `FEDKEEPER_DOWNLOADS`  JSON of DownloadLimits; not secret
+`FEDKEEPER_AHEAD`    JSON of Ahead: what a client can make ready before its first task; not secret
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 import msgspec
 
 from fedkeeper.errors import TaskError
+from fedkeeper.runtime.wire import ModelSpec
 
 STORE_VARIABLE = "FEDKEEPER_STORE"
 CLIENTS_VARIABLE = "FEDKEEPER_CLIENTS"
 DOWNLOADS_VARIABLE = "FEDKEEPER_DOWNLOADS"
+AHEAD_VARIABLE = "FEDKEEPER_AHEAD"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,22 @@ class DownloadLimits:
 
     timeout_s: float = 300.0
     bytes_max: int = 2 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """What of the tasks to come decides what is traced, as the config had it at the deployment."""
+
+    model: ModelSpec
+    optimizer: str
+    proximal_mu: float
+    batch_size: int
+
+
+def ahead() -> Ahead | None:
+    """None in a function that was not told."""
+    text = os.environ.get(AHEAD_VARIABLE, "")
+    return msgspec.json.decode(text, type=Ahead) if text else None
 
 
 def download_limits() -> DownloadLimits:

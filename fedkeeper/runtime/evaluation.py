@@ -54,4 +54,4 @@ def _prepare(spec: ModelSpec, labels: Any) -> tuple[Any, Any]:
         tf.TensorSpec((None, *spec.input_shape), tf.float32),
         tf.TensorSpec((None, *labels.shape[1:]), tf.as_dtype(labels.dtype)),
     ]
-    return model, tf.function(forward, input_signature=signature)
+    return model, tf.function(forward, input_signature=signature, autograph=False)

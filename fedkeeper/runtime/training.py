@@ -61,6 +61,28 @@ def train(
         _one_at_a_time.release()
 
 
+def prepare(model: ModelSpec, *, optimizer: str, proximal_mu: float, batch_size: int) -> None:
+    """Build and trace ahead what `train` will need for rows labelled with classes; its results stay the same.
+
+    Raises TaskError as `train` does.
+    """
+    training = TrainingSpec(
+        optimizer=optimizer,
+        learning_rate=0.0,
+        local_epochs=1,
+        batch_size=batch_size,
+        proximal_mu=proximal_mu,
+    )
+    _check(training)
+    blank = Examples(
+        images=np.zeros((batch_size, *model.input_shape), np.float32),
+        labels=np.zeros(batch_size, np.int64),
+        input_shape=tuple(model.input_shape),
+    )
+    with _one_at_a_time:
+        _trainer(model, training, blank).rehearse(blank)
+
+
 def forget() -> None:
     """Drop the models that are kept warm, as if the process had just started."""
     _kept.clear()
@@ -88,6 +110,7 @@ class _Trainer:
                 tf.TensorSpec((None, *model_spec.input_shape), tf.float32),
                 tf.TensorSpec((None, *labels.shape[1:]), tf.as_dtype(labels.dtype)),
             ],
+            autograph=False,  # no Python control flow over tensors here; Keras' own fit does without it too
         )
 
     def run(self, task: TrainTask, weights: Tensors, examples: Examples) -> tuple[float, float]:
@@ -104,6 +127,10 @@ class _Trainer:
                 sums += float(batch_loss) * len(labels), float(hits)
             loss, accuracy = sums / len(order)
         return float(loss), float(accuracy)
+
+    def rehearse(self, examples: Examples) -> None:
+        """Trace, and take one step, which makes TensorFlow optimise the graph; every run starts from anew."""
+        self._step(*examples.batch(np.arange(len(examples))))
 
     def _reset(self, task: TrainTask, weights: Tensors) -> None:
         keras.utils.set_random_seed(seed_of("training", task.seed, task.round, task.client, bits=32))

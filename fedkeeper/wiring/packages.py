@@ -13,12 +13,14 @@ from fedkeeper import packaging
 from fedkeeper.config import Experiment
 from fedkeeper.config.scenario import Learning
 from fedkeeper.deployment import Target, Wanted
-from fedkeeper.keeper.tasks import FORWARD_FUNCTION
+from fedkeeper.keeper.tasks import AGGREGATE_FUNCTION, FORWARD_FUNCTION
 from fedkeeper.providers.base import Package, owner_mark
 from fedkeeper.runtime.environment import (
+    AHEAD_VARIABLE,
     CLIENTS_VARIABLE,
     DOWNLOADS_VARIABLE,
     STORE_VARIABLE,
+    Ahead,
     ClientAccess,
     DownloadLimits,
     StoreAddress,
@@ -60,6 +62,7 @@ class Packages:
             owner=owner_mark(self.experiment.name) if self._learning() is not None else "",
             environment=self._environment(target, source_name),
             extras=settings.extras,
+            ahead=self._every_round(source_name),
         )
         digest = packaging.digest(
             archive,
@@ -82,6 +85,11 @@ class Packages:
         ):
             return learning.client_function
         return function
+
+    def _every_round(self, source: str) -> bool:
+        """Whether each round calls it, and waits for it."""
+        learning = self._learning()
+        return learning is not None and source in (learning.client_function, AGGREGATE_FUNCTION)
 
     def _learning(self) -> Learning | None:
         scenario = self.experiment.scenario(self.scenario)
@@ -110,6 +118,16 @@ class Packages:
         )
         # Only where they differ: every function that is deployed already would be another one.
         environment = {DOWNLOADS_VARIABLE: _secret(limits)} if limits != DownloadLimits() else {}
+        if client:
+            training = learning.training_spec()
+            environment[AHEAD_VARIABLE] = _secret(
+                Ahead(
+                    model=learning.model_spec(),
+                    optimizer=training.optimizer,
+                    proximal_mu=training.proximal_mu,
+                    batch_size=training.batch_size,
+                )
+            )
         if client and self.experiment.cluster(target.cluster).route == "invoker":
             return environment
         environment[STORE_VARIABLE] = _secret(self.store)

@@ -12,9 +12,12 @@ from fedkeeper.runtime.assignment import assigned_rows
 from fedkeeper.runtime.base import ObjectStore, Tensors
 from fedkeeper.runtime.data import training_rows
 from fedkeeper.runtime.forwarding import pack_update, unpack_task
+from fedkeeper.runtime.readiness import prepare_training
 from fedkeeper.runtime.training import train
 from fedkeeper.runtime.updates import Trained, check_update, shapes
 from fedkeeper.runtime.wire import TrainResult, TrainTask
+
+prepare_training()  # while the function loads, not in its first round
 
 
 def run(task: TrainTask, store: ObjectStore) -> TrainResult:

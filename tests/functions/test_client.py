@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import numpy as np
 import pytest
 
 from fedkeeper.errors import ObjectDamaged, TaskError, UpdateRefused
 from fedkeeper.runtime import data as data_module
+from fedkeeper.runtime.environment import AHEAD_VARIABLE, Ahead
 from fedkeeper.runtime.forwarding import pack_task, unpack_update
 from fedkeeper.runtime.memory import MemoryObjects
 from fedkeeper.runtime.wire import DataSpec, ModelSpec, Ref, TrainingSpec, assignment_name
 from tests.functions.conftest import imported
-from tests.functions.experiment import CLIENTS, RUN, TRAINING, init_task, train_task
+from tests.functions.experiment import CLIENTS, RUN, SMALL, TRAINING, init_task, train_task
 
 OPTIMIZERS = ("adam", "nadam", "sgd")
 
@@ -55,6 +58,45 @@ def test_a_warm_worker_gives_the_same_bits_as_a_cold_one(
     assert client.run(task, store).update == cold
     forget()
     assert client.run(task, store).update == cold
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_was_made_ready_ahead_changes_no_bit(
+    client: ModuleType, data: DataSpec, store: MemoryObjects, initial: Ref, optimizer: str, mu: float
+) -> None:
+    """The step that was taken on blank rows leaves nothing; the first task traces nothing."""
+    training = imported("fedkeeper.runtime.training")
+    task = train_task(data, initial, training=replace(TRAINING, optimizer=optimizer, proximal_mu=mu))
+    forget()
+    cold = client.run(task, store).update
+    forget()
+    training.prepare(task.model, optimizer=optimizer, proximal_mu=mu, batch_size=task.training.batch_size)
+    (trainer,) = training._kept.values()
+    assert client.run(task, store).update == cold
+    assert list(training._kept.values()) == [trainer]
+    assert trainer._step.experimental_get_tracing_count() == 1
+
+
+def test_a_function_makes_ready_what_it_was_told_of_when_it_was_deployed(
+    client: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While it loads; without a word in its environment nothing, and of a model that fails only a log."""
+    forget()
+    training = imported("fedkeeper.runtime.training")
+    readiness = imported("fedkeeper.runtime.readiness")
+    readiness.prepare_training()
+    assert not training._kept
+    told = Ahead(model=SMALL, optimizer="adam", proximal_mu=0.0, batch_size=4)
+    monkeypatch.setenv(AHEAD_VARIABLE, msgspec.json.encode(told).decode())
+    importlib.reload(client)
+    assert [key[0] for key in training._kept] == [SMALL]
+    forget()
+    unknown = replace(told, model=replace(SMALL, name="nomodel"))
+    monkeypatch.setenv(AHEAD_VARIABLE, msgspec.json.encode(unknown).decode())
+    importlib.reload(client)
+    assert not training._kept
+    assert "unknown model 'nomodel'" in capfd.readouterr().err
 
 
 def test_dropout_is_drawn_by_seed_round_and_client(

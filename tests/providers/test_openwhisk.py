@@ -103,6 +103,16 @@ async def test_a_deployment_is_one_put_of_all_that_the_action_needs(whisk: OpenW
     assert deployed.url == f"{canned.url}/api/v1/namespaces/guest/actions/client_3"
 
 
+async def test_what_each_round_calls_asks_for_a_worker_before_it_is_called(
+    whisk: OpenWhisk, canned: Canned
+) -> None:
+    """By an annotation, which a real cluster keeps and does not read."""
+    canned.reply(200, {})
+    await whisk.deploy(package(ahead=True))
+    (seen,) = canned.seen
+    assert {"key": "fedkeeper-ahead", "value": True} in seen.json["annotations"]
+
+
 async def test_a_large_package_is_one_put_as_well(whisk: OpenWhisk, canned: Canned) -> None:
     """It goes out piece by piece, with its length said before."""
     canned.reply(200, {})

@@ -28,6 +28,7 @@ DEFAULT_KIND: Final = "python:default"  # "python:3" is no kind any more; this o
 ACTIVATION_HEADER: Final = "x-openwhisk-activation-id"
 DIGEST_ANNOTATION: Final = "fedkeeper-digest"
 OWNER_ANNOTATION: Final = "fedkeeper-experiment"
+AHEAD_ANNOTATION: Final = "fedkeeper-ahead"  # read by the embedded platform; a cluster keeps it, and no more
 # Annotations that may be shown. Others can hold secrets: require-whisk-auth is a password.
 _SHOWN: Final = {DIGEST_ANNOTATION, OWNER_ANNOTATION, "exec", "provide-api-key", "description", "final"}
 
@@ -53,6 +54,7 @@ def action(package: Package) -> dict[str, Any]:
             {"key": "provide-api-key", "value": False},  # else the function could act as its owner
             {"key": DIGEST_ANNOTATION, "value": package.digest},
             *([{"key": OWNER_ANNOTATION, "value": package.owner}] if package.owner else []),
+            *([{"key": AHEAD_ANNOTATION, "value": True}] if package.ahead else []),
         ],
     }
 

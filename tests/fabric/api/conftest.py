@@ -54,6 +54,7 @@ class InProcessWorkers:
         self.revisions: list[Revision] = []
         self.retired: list[str] = []
         self.prepared: list[Path] = []
+        self.expected: list[Revision] = []
         self.requests: list[HttpRequest] = []
         self.full = False
         self._warm: dict[str, ModuleType] = {}
@@ -125,6 +126,9 @@ class InProcessWorkers:
 
     async def prepare(self, folder: Path) -> None:
         self.prepared.append(folder)
+
+    def expect(self, revision: Revision) -> None:
+        self.expected.append(revision)
 
     async def retire(self, revision_id: str, *, wait: bool = False) -> None:
         del wait

@@ -385,5 +385,6 @@ async def test_a_stats_line_is_plain_json(bench: Bench) -> None:
     """What /stats will show."""
     pool = await bench.open()
     assert set(json.loads(json.dumps(dict(pool.stats())))) == {
-        "workers", "busy", "idle", "spare", "queued", "memory_mb", "cold", "warm", "killed",
+        "workers", "busy", "idle", "spare", "queued", "memory_mb", "cold", "warm", "ahead",
+        "killed",
     }  # fmt: skip
