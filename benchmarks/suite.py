@@ -46,6 +46,7 @@ def measurements(runs: int, *, full: bool, flower: tuple[str, ...] = ()) -> list
     return [
         *rounds,
         ("aggregation", Measurement("Aggregation", ("aggregation", "--cases", shards), 0)),
+        ("training", Measurement("Training", ("training", "--rounds", "6"), 0)),
         ("fabric", Measurement("Fabric", ("fabric",), 0)),
     ]
 
