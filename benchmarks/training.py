@@ -35,7 +35,7 @@ from benchmarks.rounds import ENDED, meter_of
 from fedkeeper.fabric.inside.zygote import NICE
 
 LOOK_S = 0.2
-LEASE_S = 3.0
+LEASE_S = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class Floors:
         self._alone, self._beside = Fits(work, data, 1), Fits(work, data, self.cores)
         self._seen: list[tuple[Json, Json]] = []
 
-    def look(self, times: int = 2) -> None:
+    def look(self, times: int = 1) -> None:
         """Measure both."""
         self._seen += [(self._alone.run(), self._beside.run()) for _ in range(times)]
 
@@ -195,7 +195,7 @@ def measure(work: Work, rounds: int, keepers: int, *, share: bool) -> list[Json]
             clients=work.clients,
             rounds=rounds,
             lease_s=LEASE_S,
-            keepers_changes={"timing": "steady"},  # functions that train leave a keeper little processor
+            keepers_changes={"timing": "patient"},  # functions that train leave a keeper little processor
         )
         lab.work, lab.share = work, share
         with lab.opened():
