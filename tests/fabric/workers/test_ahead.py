@@ -34,7 +34,7 @@ while not os.path.exists("{MARKS}/go"):
 def main(args):
     return {"pid": os.getpid()}
 """
-BIG = {"limits": {"memory": 256}, "annotations": AHEAD}
+BIG: dict[str, Any] = {"limits": {"memory": 256}, "annotations": AHEAD}
 
 
 @pytest.fixture
