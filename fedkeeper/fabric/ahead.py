@@ -46,7 +46,7 @@ class Expected:
         self._keys: dict[str, str] = {}  # by revision
         self._failures: collections.Counter[str] = collections.Counter()
         self._tasks: dict[asyncio.Task[None], str] = {}  # with the revision that each makes a worker of
-        self.last_call = 0.0  # event loop's time of the last call of an expected action, or its deployment
+        self._last_call = 0.0  # event loop's time; a deployment counts as well
 
     def expect(self, revision: Revision) -> None:
         """Of an action that was deployed or is called. The one called last is the last to be made ready."""
@@ -54,7 +54,11 @@ class Expected:
         self._revisions.setdefault(key, {})[revision.id] = revision
         self._revisions.move_to_end(key)
         self._keys[revision.id] = key
-        self.last_call = asyncio.get_running_loop().time()
+        self.called()
+
+    def called(self) -> None:
+        """An expected action is called this moment, or runs."""
+        self._last_call = asyncio.get_running_loop().time()
 
     def forget(self, revision_id: str) -> None:
         """Of an action that was updated or deleted."""
@@ -77,7 +81,7 @@ class Expected:
 
     def idle(self) -> bool:
         """Whether no expected action has been called for so long that their workers may end."""
-        return asyncio.get_running_loop().time() - self.last_call > self._idle_s
+        return asyncio.get_running_loop().time() - self._last_call > self._idle_s
 
     def fill(self) -> None:
         """Start what is missing and finds room, in the background."""
@@ -113,7 +117,9 @@ class Expected:
         except Exception as exc:  # noqa: BLE001 - an optimisation; the next call will tell the user
             log.warning("no worker was started ahead", function=revision.name, error=repr(exc))
             loaded = False
-        if not loaded and revision.key in self._revisions:
+        if loaded:
+            del self._failures[revision.key]
+        elif revision.key in self._revisions:
             self._failures[revision.key] += 1
 
     def _done(self, task: asyncio.Task[None]) -> None:

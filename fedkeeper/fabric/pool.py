@@ -329,6 +329,8 @@ class Pool:
             ]
             if not workers:
                 continue
+            if any(worker.active and worker.revision.ahead for worker in workers):
+                self._expected.called()
             faults = await asyncio.to_thread(_faults, workers)
             now = asyncio.get_running_loop().time()
             for worker, fault in zip(workers, faults, strict=True):

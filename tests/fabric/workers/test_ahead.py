@@ -178,6 +178,22 @@ async def test_an_update_or_delete_leaves_no_worker_behind(whisk: Whisk, tmp_pat
     assert whisk.pool.stats()["memory_mb"] == 0
 
 
+async def test_ready_workers_stay_for_as_long_as_a_round_lasts(tmp_path: Path) -> None:
+    """One client trains for longer than `idle_s`: another's worker is still there, that of others is not."""
+    async with open_whisk(tmp_path / "fabric", busy_max=1, idle_s=0.5) as whisk:
+        go = tmp_path / "go"
+        for name in ("busy", "waits"):
+            await whisk.put(name, f"{CODE}\n# {name}", annotations=AHEAD)
+        running = await whisk.begin("busy", {"mark": str(tmp_path / "mark"), "go": str(go)})
+        await eventually((tmp_path / "mark").exists)
+        await eventually(lambda: whisk.pool.stats()["idle"] == 1)
+        await activation_after_put(whisk, "other")
+        await eventually(lambda: whisk.pool.stats()["workers"] == 2)
+        assert init_ms(await activation(whisk, "waits")) is None
+        go.touch()
+        assert (await whisk.record(running))["response"]["success"]
+
+
 async def test_ready_workers_expire_when_no_round_calls_any_of_them(tmp_path: Path) -> None:
     """`idle_s` after the last call of all that are expected, and they are not started again."""
     async with open_whisk(tmp_path / "fabric", idle_s=0.5) as whisk:
