@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from fedkeeper import packaging
 from fedkeeper.fabric.front import FrontSettings
+from fedkeeper.runtime.environment import AHEAD_VARIABLE, Ahead
+from fedkeeper.runtime.wire import ModelSpec
 from tests.fabric.workers.conftest import eventually, exists
 from tests.fabric.workers.fabric import Whisk, open_whisk
 
@@ -34,6 +40,13 @@ while not os.path.exists("{MARKS}/go"):
 def main(args):
     return {"pid": os.getpid()}
 """
+TRACES = """
+import handler
+from fedkeeper.runtime import training
+def main(args):
+    return {"traces": [one._step.experimental_get_tracing_count() for one in training._kept.values()]}
+"""
+FUNCTIONS = Path(__file__).parents[3] / "functions"
 BIG: dict[str, Any] = {"limits": {"memory": 256}, "annotations": AHEAD}
 
 
@@ -176,6 +189,35 @@ async def test_an_update_or_delete_leaves_no_worker_behind(whisk: Whisk, tmp_pat
     await eventually(lambda: whisk.pool.stats()["workers"] == 0)
     await eventually(lambda: not list((whisk.folder / "revisions").iterdir()))
     assert whisk.pool.stats()["memory_mb"] == 0
+
+
+async def test_the_products_client_has_traced_its_model_before_its_first_call(whisk: Whisk) -> None:
+    """Its real package, told the model by the environment: TensorFlow, built and traced once."""
+    archive = packaging.build(FUNCTIONS / "fl_client", "openwhisk", include=(), requirements=True, node=False)
+    told = Ahead(
+        model=ModelSpec(name="mnistnn", input_shape=(28, 28, 1), hidden_size=4),
+        optimizer="adam",
+        proximal_mu=0.0,
+        batch_size=2,
+    )
+    parameters = [{"key": AHEAD_VARIABLE, "value": msgspec.json.encode(told).decode(), "init": True}]
+    limits = {"memory": 512, "timeout": 300_000}
+    await whisk.put(
+        "client", with_main(archive, TRACES), parameters=parameters, limits=limits, annotations=AHEAD
+    )
+    await eventually(lambda: whisk.pool.stats()["idle"] == 1, seconds=180)
+    record = await activation(whisk, "client")
+    assert init_ms(record) is None
+    assert record["response"]["result"] == {"traces": [1]}
+
+
+def with_main(archive: bytes, main: str) -> bytes:
+    """The zip with another __main__.py."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, main if name == "__main__.py" else old.read(name))
+    return changed.getvalue()
 
 
 async def test_ready_workers_stay_for_as_long_as_a_round_lasts(tmp_path: Path) -> None:
