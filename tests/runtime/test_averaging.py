@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -56,6 +56,7 @@ def averaged(updates: list[tuple[np.ndarray, int]]) -> np.ndarray:
     return averaged_tensors([({"w": value}, n) for value, n in updates])["w"]
 
 
+@settings(deadline=None)
 @given(parts)
 def test_it_is_numpys_weighted_mean(updates: list[tuple[np.ndarray, int]]) -> None:
     """To the last bit or two of float32, whatever the values and counts."""
@@ -66,6 +67,7 @@ def test_it_is_numpys_weighted_mean(updates: list[tuple[np.ndarray, int]]) -> No
     np.testing.assert_allclose(found, wanted, rtol=3e-7, atol=1e-3 * np.finfo(np.float32).eps * 1e6)
 
 
+@settings(deadline=None)
 @given(parts)
 def test_it_lies_between_the_updates(updates: list[tuple[np.ndarray, int]]) -> None:
     """A mean cannot leave the range of its parts, but for rounding."""
@@ -76,6 +78,7 @@ def test_it_lies_between_the_updates(updates: list[tuple[np.ndarray, int]]) -> N
     assert (found <= stack.max(axis=0) + room).all()
 
 
+@settings(deadline=None)
 @given(values, st.integers(1, 5))
 def test_equal_updates_average_to_themselves(value: np.ndarray, count: int) -> None:
     """Bit for bit, though 1/3 has no end in binary: float64 has room to spare."""
@@ -108,6 +111,7 @@ models = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     models,
     st.lists(st.integers(1, 900), min_size=1, max_size=4),
@@ -176,6 +180,7 @@ def test_bytes_that_are_not_as_described_are_damage() -> None:
         Layout.of([good], nbytes + 8)
 
 
+@settings(deadline=None)
 @given(
     value=arrays(np.float32, (4,), elements=st.floats(width=32)),
 )
