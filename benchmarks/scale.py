@@ -55,7 +55,7 @@ class ScaleLab(Lab):
 
     def _config(self) -> Json:
         config = super()._config()
-        # Applying a takeover takes time in proportion to what is outstanding, in which no heartbeat is sent.
+        # The commit of a large round takes time in proportion to its clients, in which no heartbeat is sent.
         config["keepers"] |= {"timing": "patient", "lease_s": 6.0}
         address = f"http://127.0.0.1:{self.port or 1}"
         config["providers"] = {"openwhisk": {"ow": {"auth": {"ow_api_host": address, "ow_auth": AUTH}}}}
