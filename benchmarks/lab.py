@@ -177,6 +177,7 @@ class Lab:
     @contextmanager
     def opened(self) -> Iterator[Lab]:
         """Data, config, fabric, mongod and all keepers; ended in order afterwards."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends as well
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_data()
         self.config_path.write_text(yaml.safe_dump(self._config(), sort_keys=False))

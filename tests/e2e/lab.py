@@ -250,9 +250,19 @@ def main(arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "nan":
         return nan(arguments)
+    if fault.startswith("until "):
+        wait_for_file(fault.removeprefix("until "))
     if fault.startswith("after "):
         wait_for(arguments["run"] + "/" + fault.removeprefix("after "))
     return real_function.main(arguments)
+
+
+def wait_for_file(path):
+    """A minute at most."""
+    for _ in range(600):
+        if os.path.exists(path):
+            return
+        time.sleep(0.1)
 
 
 def wait_for(name):

@@ -7,11 +7,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.lab import Lab, faulty_client, kill, status, until
+from tests.e2e.lab import Lab, faulty, faulty_client, kill, status, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 THREE = {"stopping": {"rounds_max": 3}}
+
+
+def held(tmp_path: Path) -> tuple[dict[str, object], Path]:
+    """Three rounds, the second of which does not end before the file is there."""
+    gate = tmp_path / "gate"
+    source = faulty("fl_client", tmp_path / "held", {"r2/client_0/a0": f"until {gate}"})
+    return {**THREE, "functions": {"fl_client": {"openwhisk": {"func_path": str(source)}}}}, gate
 
 
 def every_client_once(lab: Lab, run: str) -> None:
@@ -51,12 +58,14 @@ def test_a_run_outlives_the_command_that_began_it(lab: Lab, calm: str):
     assert "finished: all 3 rounds" in again.stdout
 
 
-def test_ctrl_c_stops_and_the_same_command_resumes(lab: Lab, calm: str):
+def test_ctrl_c_stops_and_the_same_command_resumes(lab: Lab, tmp_path: Path, calm: str):
     """Exit code 130, no keeper left running, and a run that goes on from disk as if nothing had been."""
-    lab.write("polite", learning=THREE)
+    learning, gate = held(tmp_path)
+    lab.write("polite", learning=learning)
     command = lab.start()
     until(lambda: "round 1/3 done" in lab.said(), "the first round")
     assert kill(command, signal.SIGINT) == 130
+    gate.touch()
     assert "the same command resumes" in lab.said()
     assert lab.keepers() == {}
     none = lab.run(program="status")
@@ -69,9 +78,10 @@ def test_ctrl_c_stops_and_the_same_command_resumes(lab: Lab, calm: str):
     every_client_once(lab, "polite-1")
 
 
-def test_everything_killed_at_once_is_taken_up_from_disk(lab: Lab, calm: str):
+def test_everything_killed_at_once_is_taken_up_from_disk(lab: Lab, tmp_path: Path, calm: str):
     """All keepers and the command, as a power cut would: the same command goes on where it was."""
-    lab.write("dark", learning=THREE)
+    learning, gate = held(tmp_path)
+    lab.write("dark", learning=learning)
     command = lab.start()
     until(lambda: "round 2/3 started" in lab.said(), "the second round")
     kill(command)
@@ -80,6 +90,7 @@ def test_everything_killed_at_once_is_taken_up_from_disk(lab: Lab, calm: str):
     for keeper in keepers:
         keeper.kill()
     psutil.wait_procs(keepers, timeout=20)
+    gate.touch()
     done = lab.run("-s")
     assert done.returncode == 0, done.stdout
     assert "run dark-1 resumes in round" in done.stdout
