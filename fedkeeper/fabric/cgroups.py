@@ -21,7 +21,6 @@ from fedkeeper.fabric.inside import processes
 
 log = structlog.get_logger(__name__)
 CONTROLLERS = ("memory", "pids")
-EVENTS = ("memory.events", "memory.oom_control")  # version 2's, version 1's
 END_S_MAX = 5.0
 MAKE_TRIES = 3
 _UNIFIED = ""  # version 2's name in the table of hierarchies
@@ -32,9 +31,7 @@ class Group:
     """The control groups of one worker."""
 
     folders: tuple[Path, ...]
-    events: tuple[
-        str, ...
-    ] = ()  # files that count what the kernel has killed; looked at several times a second
+    events: tuple[str, ...] = ()  # files that count what the kernel has killed, read several times a second
 
     @property
     def join(self) -> list[str]:
@@ -102,13 +99,13 @@ class Cgroups:
 
     def make(self, worker: str, *, memory_mb: int, processes_max: int) -> Group:
         """Groups with these limits; without those that fail."""
-        folders = []
+        folders, events = [], []
         for controllers, root in self._roots.items():
             folder = root / worker
             try:
                 _make_in(root, controllers, folder)
                 if "memory" in controllers:
-                    _limit_memory(folder, memory_mb << 20)
+                    events.append(str(_limit_memory(folder, memory_mb << 20)))
                 if "pids" in controllers:
                     (folder / "pids.max").write_text(str(processes_max))
             except OSError as exc:
@@ -117,8 +114,7 @@ class Cgroups:
                     folder.rmdir()
                 continue
             folders.append(folder)
-        files = [str(folder / name) for folder in folders for name in EVENTS]
-        return Group(tuple(folders), tuple(file for file in files if os.path.exists(file)))  # noqa: PTH110
+        return Group(tuple(folders), tuple(events))
 
     def close(self) -> None:
         """Kill what is left in the groups and remove them. Blocking."""
@@ -185,15 +181,17 @@ def _enable(controllers: str) -> str:
     return " ".join(f"+{name}" for name in controllers.split())
 
 
-def _limit_memory(folder: Path, nbytes: int) -> None:
+def _limit_memory(folder: Path, nbytes: int) -> Path:
+    """The file that counts what the kernel kills for it."""
     if (folder / "memory.limit_in_bytes").exists():  # version 1
         (folder / "memory.limit_in_bytes").write_text(str(nbytes))
         with contextlib.suppress(OSError):  # a kernel that does not count swap
             (folder / "memory.memsw.limit_in_bytes").write_text(str(nbytes))
-        return
+        return folder / "memory.oom_control"
     (folder / "memory.max").write_text(str(nbytes))
     with contextlib.suppress(OSError):
         (folder / "memory.swap.max").write_text("0")
+    return folder / "memory.events"
 
 
 def _make_root(root: Path, controllers: str) -> None:
