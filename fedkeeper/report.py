@@ -192,6 +192,8 @@ class Report:
         """Keep no lines of earlier rounds in memory: nothing is to come of attempts that have such."""
         if before_round > self._from_round:
             self._from_round = before_round
+            if self._rewrite:  # some of them may not be on disk
+                return
             self._activations = {key: row for key, row in self._activations.items() if self._kept(row)}
 
     def _kept(self, row: ActivationRow) -> bool:
@@ -262,14 +264,18 @@ class Report:
             self._activations = {row.key: row for row in _read_back(path) if self._kept(row)}
 
     def _write_whole(self, path: Path) -> bool:
-        """With the lines that are on disk alone, each where it was."""
+        """With the lines that are on disk alone, each where it was; nothing if those cannot be read."""
         rows = dict(self._activations)
         if self._from_round:
-            with _disk(path):
+            with _disk(path) as read:
                 before = {row.key: row for row in _read_back(path)}
                 rows = before | {key: _merge(before.get(key, row), row) for key, row in rows.items()}
+                read.append(True)
+            if not read:  # else what is only there would be lost
+                return False
         done = write_text(path, _csv(ACTIVATION_COLUMNS, map(_values, rows.values())))
-        self._activations = {key: row for key, row in rows.items() if self._kept(row)}
+        if done:
+            self._activations = {key: row for key, row in rows.items() if self._kept(row)}
         return done
 
 

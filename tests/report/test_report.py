@@ -254,6 +254,20 @@ def test_lines_of_rounds_that_are_over_stay_where_they_are(tmp_path):
     assert [(row["round"], row["status"]) for row in found] == [(n, "ok") for n in "12333"]
 
 
+def test_rows_of_past_rounds_that_the_disk_refused_are_written_when_it_takes_them(tmp_path):
+    """Rounds are forgotten only once their rows are on disk; a file that cannot be read is not replaced."""
+    report, path = Report(tmp_path), tmp_path / "activations.csv"
+    attempts(report, [attempt("m-1/r1/client_0/a0", round=1)])
+    path.unlink()
+    path.mkdir()  # neither read nor written
+    for number in (2, 3, 4):
+        attempts(report, [attempt(f"m-1/r{number}/client_0/a0", round=number)])
+        report.forget(number)
+    path.rmdir()
+    attempts(report, [attempt("m-1/r5/client_0/a0", round=5)])
+    assert [row["round"] for row in rows(path)] == ["1", "2", "3", "4", "5"]
+
+
 def test_a_row_is_filled_in_when_its_activation_becomes_known(tmp_path):
     """Running first, then ended, in one row."""
     report = Report(tmp_path)
